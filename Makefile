@@ -1,0 +1,23 @@
+# What a contributor types. Library code is written in nbs/ and exported from there.
+.PHONY: export run test check clean wheel
+NB ?= nbs/*.ipynb
+
+export:        ## notebooks → scenimefy/*.py
+	nbdev_export
+
+run:           ## execute notebooks in place, with outputs:  make run NB=nbs/06_losses.ipynb
+	for nb in $(NB); do jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 $$nb || exit 1; done
+	nbdev_clean
+
+test:          ## every notebook in a fresh kernel, then pytest
+	OMP_NUM_THREADS=1 nbdev_test --n_workers 2
+	pytest tests
+
+check: clean export test   ## what CI does
+	git diff --exit-code -- scenimefy nbs
+
+clean:         ## drop metadata that only makes diffs
+	nbdev_clean
+
+wheel:
+	python -m build

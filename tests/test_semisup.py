@@ -1,0 +1,239 @@
+"The trainer: the reference numbers, a life cut short, several processes, and what must be refused."
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from scenimefy.core import SettingsError, UserError, seeded
+from scenimefy.semisup import (CheckpointError, Networks, SemisupSettings, checkpoints, draw_ids, fast_step, make_optimizers,
+                               plain_step, read_history, read_lines, train)
+from scenimefy.translator import TAPS, PatchCritic, PatchHeads, ResnetGenerator, tap_channels
+
+TOY = SemisupSettings.preset('tiny').but(size=16, load_size=20, ngf=4, n_blocks=5, ndf=4, n_layers=1, head_dim=8, n_patches=8,
+                                         batch=1, epochs=4, epoch_steps=3, log_every=1, save_every=2, sample_every=100)
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    "Three folders of small noise pictures: what they show does not matter here."
+    root = tmp_path_factory.mktemp('pictures')
+    for k, name in enumerate(('photos', 'anime', 'pairs/trainA', 'pairs/trainB')):
+        (root/name).mkdir(parents=True)
+        for i in range(5):
+            noise = torch.randint(256, (24, 30, 3), generator=seeded('test', k, i), dtype=torch.uint8)
+            Image.fromarray(noise.numpy()).save(root/name/f'{i}.png')
+    return root/'photos', root/'anime', root/'pairs'
+
+
+def same_history(a, b):
+    "All that was logged is equal to the last bit, the clock aside."
+    a, b = read_history(a), read_history(b)
+    a.pop('seconds'), b.pop('seconds')
+    return a == b and len(a['step']) > 0
+
+
+# ---- the numbers of the released implementation
+
+@pytest.mark.parametrize('reading', [plain_step, fast_step])
+@pytest.mark.parametrize('epoch', [1, 2, 10, 20])
+def test_reference_step(reference, reading, epoch):
+    "One step equals the released one, its doubled weight and stuck decay reproduced by settings."
+    ref = reference('translation_step')
+    cfg = SemisupSettings.preset('paper').but(size=64, load_size=64, ngf=8, ndf=8, head_dim=16, n_patches=64,
+                                              decay='none', lam_style=.05*.05)
+    nets = Networks(cfg)
+    for name, net in nets.present().items():
+        net.load_state_dict({k.split('/', 2)[2]: v for k, v in ref.items() if k.startswith(f'weights/{name}/')}, strict=True)
+    ids = [ref[f'patch_ids/{t}'].long() for t in TAPS]
+    # the reference computes G's loss with critics that have not moved yet
+    optims = make_optimizers(nets, cfg)
+    for o in optims.values(): o.param_groups[0]['lr'] = 0.
+    grads = {}
+    if reading is fast_step:
+        def keep(names): grads.update({n: [p.grad.clone() for p in getattr(nets, n).parameters()] for n in names})
+        extra = dict(average=keep)
+    else: extra = {}
+    batch = [ref[f'input/{k}'] for k in ('real_A', 'real_B', 'real_A_p', 'real_B_p')]
+    got = reading(nets, optims, batch, dict(F=ids, F_s=ids), cfg, epoch, **extra)
+    if reading is plain_step: grads = {n: [p.grad for p in net.parameters()] for n, net in nets.present().items()}
+    want = {k.split('/')[2]: v.item() for k, v in ref.items() if k.startswith(f'loss/epoch{epoch}/') and v.numel() == 1}
+    pairs = {'src': ('loss_SRC', cfg.lam_src), 'hdce': ('loss_HDCE', cfg.lam_hdce), 'idt': ('loss_HDCE_Y', cfg.lam_hdce),
+             'style': ('loss_NCE_s', cfg.lam_style), 'total': ('loss_G', 1.), 'D': ('loss_D', 1.), 'D_p': ('loss_D_p', 1.)}
+    for mine, (name, weight) in pairs.items():
+        assert got[mine].item()*weight == pytest.approx(want[name], rel=1e-4), mine
+    if epoch == 1:
+        for name in ('G', 'F', 'F_s'):
+            norm = torch.stack([g.norm() for g in grads[name]]).norm().item()
+            assert norm == pytest.approx(ref[f'grad_norm/{name}'].item(), rel=1e-3), name
+
+
+# ---- a life cut short
+
+RUNNER = textwrap.dedent('''
+    import sys, torch
+    from scenimefy.semisup import SemisupSettings, train
+    torch.set_num_threads(1)
+    photos, anime, pairs, run, settings, resume, pace = sys.argv[1:]
+    def slow(step, n, losses):
+        print(step, flush=True)
+        import time; time.sleep(float(pace))
+    train(SemisupSettings.from_json(settings), photos, anime, pairs, run, resume == 'yes', slow, device='cpu')
+''')
+
+
+def start(folders, run, resume=False, pace=0., cfg=TOY, **kwargs):
+    command = [sys.executable, '-c', RUNNER, *map(str, folders), str(run), cfg.to_json(), 'yes' if resume else 'no', str(pace)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **kwargs)
+
+
+def test_sigkill_and_resume(folders, tmp_path):
+    "No signal handler runs at SIGKILL: what is on the disk must be enough."
+    whole = start(folders, tmp_path/'whole')
+    cut = start(folders, tmp_path/'cut', pace=.02)
+    for line in cut.stdout:
+        if line.strip() == '7': cut.kill(); break
+    cut.communicate(); whole.communicate()
+    assert cut.returncode == -signal.SIGKILL and whole.returncode == 0
+    assert not (tmp_path/'cut'/'checkpoints'/'step-00000012.safetensors').exists()
+    again = start(folders, tmp_path/'cut', resume=True)
+    again.communicate()
+    assert again.returncode == 0
+    assert same_history(tmp_path/'whole', tmp_path/'cut')
+    a, b = (load_file(tmp_path/d/'translator.safetensors') for d in ('whole', 'cut'))
+    assert all((a[k] == b[k]).all() for k in a)
+
+
+def test_history_of_a_lost_life_is_dropped(folders, tmp_path):
+    train(TOY, *folders, tmp_path/'run')
+    log = tmp_path/'run'/'log.jsonl'
+    for c in checkpoints(tmp_path/'run')[1:]: c.unlink()          # only step 10 of 12 is left
+    log.write_text(log.read_text() + '{"step": 13, "to')          # and a line that the crash cut short
+    before = read_history(tmp_path/'run')['total']
+    train(TOY, *folders, tmp_path/'run', resume=True)
+    assert [json.loads(x)['step'] for x in read_lines(log)] == list(range(1, 13))
+    assert read_history(tmp_path/'run')['total'] == before
+
+
+def test_broken_checkpoint_falls_back(folders, tmp_path):
+    train(TOY, *folders, tmp_path/'run')
+    before = read_history(tmp_path/'run')['total']
+    newest = checkpoints(tmp_path/'run')[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match='trying the one before'): train(TOY, *folders, tmp_path/'run', resume=True)
+    assert read_history(tmp_path/'run')['total'] == before
+    for c in checkpoints(tmp_path/'run'): c.write_bytes(b'no')
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match='start a new run'):
+        train(TOY, *folders, tmp_path/'run', resume=True)
+
+
+def test_finished_run_resumes_to_nothing(folders, tmp_path):
+    "Resuming a finished run is no error and changes nothing."
+    weights = train(TOY, *folders, tmp_path/'run')
+    before = weights.read_bytes()
+    assert train(TOY.but(save_every=1), *folders, tmp_path/'run', resume=True).read_bytes() == before
+
+
+# ---- what decides the result, and what does not
+
+def test_workers_do_not_change_the_result(folders, tmp_path):
+    train(TOY.but(epochs=2), *folders, tmp_path/'none')
+    train(TOY.but(epochs=2, workers=2), *folders, tmp_path/'two')
+    assert same_history(tmp_path/'none', tmp_path/'two')
+
+
+def test_seed_changes_the_result(folders, tmp_path):
+    train(TOY.but(epochs=2), *folders, tmp_path/'a')
+    train(TOY.but(epochs=2, seed=1), *folders, tmp_path/'b')
+    assert not same_history(tmp_path/'a', tmp_path/'b')
+
+
+def test_patches_differ_between_heads_and_steps():
+    a, b = draw_ids(TOY, 0), draw_ids(TOY, 1)
+    assert not any((i == j).all() for i, j in zip(a['F'], a['F_s']))
+    assert not any((i == j).all() for i, j in zip(a['F'], b['F']))
+    G = ResnetGenerator(3, 3, 4, 5)                                  # the shapes are the generator's own
+    for tap, ids in zip(G.encode(torch.zeros(1, 3, 16, 16)), draw_ids(TOY.but(n_patches=10**6), 0)['F']):
+        assert sorted(ids.tolist()) == list(range(tap[0, 0].numel()))
+
+
+def test_batch_is_the_mean_of_its_images():
+    "Losses and gradients of a batch of two are the means of two batches of one: nothing mixes images."
+    cfg = TOY.but(lam_l1=.5)
+    images = [torch.rand(2, 3, 16, 16, generator=seeded('batch', i))*2 - 1 for i in range(4)]
+    def gradients(batch):
+        nets, grads = Networks(cfg), {}
+        def keep(names): grads.update({(n, k): p.grad.clone() for n in names for k, p in getattr(nets, n).named_parameters()})
+        optims = make_optimizers(nets, cfg)
+        for o in optims.values(): o.param_groups[0]['lr'] = 0.
+        losses = fast_step(nets, optims, batch, draw_ids(cfg, 0), cfg, 2, average=keep)
+        return losses, grads
+    both = gradients(images)
+    one, two = (gradients([i[n:n+1] for i in images]) for n in (0, 1))
+    for part in (0, 1):
+        for k in both[part]:
+            mean = (one[part][k] + two[part][k])/2
+            torch.testing.assert_close(both[part][k], mean, rtol=0, atol=1e-4*max(.1, mean.abs().max().item()))
+
+
+PROCESSES = textwrap.dedent('''
+    import sys, torch
+    from scenimefy.semisup import SemisupSettings, train
+    torch.set_num_threads(1)
+    photos, anime, pairs, run, settings = sys.argv[1:]
+    train(SemisupSettings.from_json(settings), photos, anime, pairs, run, device='cpu')
+''')
+
+
+def test_two_processes_equal_one_with_twice_the_batch(folders, tmp_path):
+    cfg = TOY.but(epochs=2, epoch_steps=2, lam_src=0., lam_hdce=0., lam_style=0., lam_l1=1.)  # patches are drawn per process
+    train(cfg.but(batch=2), *folders, tmp_path/'one')
+    script = tmp_path/'run.py'
+    script.write_text(PROCESSES)
+    env = dict(os.environ, MASTER_ADDR='127.0.0.1', MASTER_PORT=str(20000 + os.getpid() % 20000), WORLD_SIZE='2',
+               LOCAL_WORLD_SIZE='2', ACCELERATE_USE_CPU='true')
+    command = [sys.executable, str(script), *map(str, folders), str(tmp_path/'two'), cfg.to_json()]
+    processes = [subprocess.Popen(command, env=dict(env, RANK=str(r), LOCAL_RANK=str(r)), stdout=subprocess.DEVNULL,
+                                  stderr=subprocess.PIPE, text=True) for r in (0, 1)]
+    for p in processes:
+        _, errors = p.communicate(timeout=120)
+        assert p.returncode == 0, errors[-2000:]
+    a, b = (load_file(tmp_path/d/'translator.safetensors') for d in ('one', 'two'))
+    for k in a:  # a bias before a norm has no true gradient, and Adam makes steps of the rounding
+        if k.endswith('weight'): torch.testing.assert_close(a[k], b[k], rtol=1e-3, atol=2e-5)
+
+
+# ---- what is refused
+
+def test_lam_content_needs_features(folders, tmp_path):
+    with pytest.raises(SettingsError, match='features'): train(TOY.but(lam_content=1.), *folders, tmp_path/'run')
+
+
+def test_run_folder_is_not_overwritten(folders, tmp_path):
+    train(TOY.but(epochs=2), *folders, tmp_path/'run')
+    with pytest.raises(UserError, match='--resume'): train(TOY.but(epochs=2), *folders, tmp_path/'run')
+
+
+def test_checkpoint_of_another_kind_is_refused(folders, tmp_path):
+    "The translator alone is a safetensors file too, but no checkpoint."
+    weights = train(TOY.but(epochs=2), *folders, tmp_path/'run')
+    for c in checkpoints(tmp_path/'run'): c.write_bytes(weights.read_bytes())
+    with pytest.warns(UserWarning, match='no checkpoint'), pytest.raises(CheckpointError):
+        train(TOY.but(epochs=2), *folders, tmp_path/'run', resume=True)
+
+
+def test_bf16_keeps_the_heads_in_fp32(folders, tmp_path):
+    "bf16 trains to finite, similar losses; weights and the saved translator stay float32."
+    train(TOY.but(epochs=2), *folders, tmp_path/'fp32')
+    weights = train(TOY.but(epochs=2, precision='bf16'), *folders, tmp_path/'bf16')
+    a, b = read_history(tmp_path/'fp32')['total'], read_history(tmp_path/'bf16')['total']
+    assert b[0] == pytest.approx(a[0], rel=.05) and a != b
+    assert all(t.dtype == torch.float32 for t in load_file(weights).values())

@@ -1,0 +1,462 @@
+"Stylizing: sizes, odd files, names, hostile weights, downloads. Small networks, no network access."
+import errno, hashlib, http.server, io, os, pickle, random, struct, threading, zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scenimefy import stylize as S
+from scenimefy.core import UserError
+from scenimefy.stylize import (REGISTRY, Remote, WeightsError, fetch, load_generator, quicken, save_generator, stylize,
+                               stylize_folder, translate)
+from scenimefy.translator import ResnetGenerator
+
+
+@pytest.fixture(scope='module')
+def net():
+    torch.manual_seed(0)
+    return ResnetGenerator(ngf=4, n_blocks=1).eval()
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv('SCENIMEFY_HOME', str(tmp_path/'home'))
+    monkeypatch.delenv('SCENIMEFY_OFFLINE', raising=False)
+    return tmp_path/'home'
+
+
+def photo(h, w, mode='RGB', seed=0):
+    a = np.random.default_rng(seed).integers(0, 256, (h, w, 4), dtype=np.uint8)
+    im = Image.fromarray(a[..., :3])
+    if mode == 'RGBA': return Image.fromarray(a)
+    if mode == 'I;16': return Image.fromarray(a[..., 0].astype(np.uint16)*257)
+    return im.convert(mode)
+
+
+# ---- sizes and pixels
+
+def test_every_size_comes_back(net):
+    rng = random.Random(1)
+    sizes = [(1, 1), (1, 2), (2, 1), (3, 1200), (1200, 3), (1, 9), (4, 4), (5, 5), (7, 8), (8, 8), (250, 254)]
+    sizes += [(rng.randint(1, 70), rng.randint(1, 70)) for _ in range(60)]
+    sizes += [(h, w) for h in range(1, 13) for w in range(1, 13)]
+    for h, w in sizes:
+        x = torch.rand(1, 3, h, w)*2 - 1
+        y = translate(net, x)
+        assert y.shape == x.shape and y.isfinite().all() and y.abs().max() <= 1, (h, w)
+    for h, w in sizes[:20]: assert stylize(photo(h, w), net).size == (w, h)
+
+
+def test_multiples_of_four_are_the_plain_forward_rounded(net):
+    im = photo(24, 36)
+    x = torch.from_numpy(np.array(im)).permute(2, 0, 1)[None]/127.5 - 1
+    with torch.no_grad(): want = ((net(x)[0] + 1)*127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    diff = np.abs(np.asarray(stylize(im, net)).astype(int) - want)
+    assert diff.max() <= 1 and (diff > 0).mean() < .01     # float noise may tip a rounding
+
+
+def test_padding_mirrors_and_keeps_the_corner(net):
+    x = torch.arange(35.).view(1, 1, 5, 7).expand(1, 3, 5, 7)/35
+    p = S.pad_to_fit(x)
+    assert p.shape[-2:] == (8, 8) and torch.equal(p[..., :5, :7], x)
+    assert torch.equal(p[..., 5, :7], x[..., 3, :]) and torch.equal(p[..., :5, 7], x[..., :, 5])
+    assert S.pad_to_fit(torch.ones(1, 3, 1, 1)).eq(1).all()
+    assert S.pad_to_fit(torch.rand(2, 3, 12, 8)).shape == (2, 3, 12, 8)
+
+
+def test_sources_and_modes(net, tmp_path):
+    for mode in ('RGB', 'L', 'LA', 'P', 'RGBA', 'CMYK', '1', 'I;16', 'YCbCr', 'HSV', 'LAB'):
+        im = photo(9, 13, 'RGB').convert('L').convert('LA') if mode == 'LA' else photo(9, 13, mode)
+        out = stylize(im, net)
+        assert out.size == (13, 9) and out.mode == ('RGBA' if mode in ('RGBA', 'LA') else 'RGB'), mode
+    assert stylize(np.zeros((9, 13), np.uint8), net).size == (13, 9)
+    assert stylize(np.zeros((9, 13, 1), np.uint8), net).size == (13, 9)
+    rgba = photo(9, 13, 'RGBA')
+    assert np.array_equal(np.asarray(stylize(np.asarray(rgba), net)), np.asarray(stylize(rgba, net)))
+    assert np.array_equal(np.asarray(stylize(rgba, net))[..., 3], np.asarray(rgba)[..., 3])
+    rgba.save(tmp_path/'a.png')
+    assert np.array_equal(np.asarray(stylize(str(tmp_path/'a.png'), net)), np.asarray(stylize(rgba, net)))
+    for wrong in (torch.rand(1, 3, 8, 8), np.zeros((8, 8, 3), np.float32), None, 3):
+        with pytest.raises(TypeError, match='uint8'): stylize(wrong, net)
+    for shape in ((8, 8, 5), (2, 8, 8, 3), (0, 4, 3), (8,)):
+        with pytest.raises(TypeError, match='H,W'): stylize(np.zeros(shape, np.uint8), net)
+
+
+def test_turned_photo(net, tmp_path):
+    im = photo(10, 22)
+    exif = Image.Exif(); exif[0x0112] = 6
+    im.save(tmp_path/'t.png', exif=exif)
+    turned = im.transpose(Image.Transpose.ROTATE_270)
+    assert np.array_equal(np.asarray(stylize(tmp_path/'t.png', net)), np.asarray(stylize(turned, net)))
+
+
+def test_quick_network_is_the_same_network():
+    torch.manual_seed(3)
+    net = ResnetGenerator(ngf=48, n_blocks=2).eval()
+    for m in net.modules():
+        if isinstance(m, torch.nn.Conv2d): torch.nn.init.normal_(m.weight, 0, .05)
+    quick = quicken(net)
+    assert sum(isinstance(m, S.QuickConv) for m in quick.modules()) >= 4
+    assert not any(isinstance(m, S.QuickConv) for m in net.modules())
+    for h, w in ((32, 32), (36, 44), (9, 50)):
+        x = torch.rand(2, 3, h, w)*2 - 1
+        torch.testing.assert_close(translate(quick, x), translate(net, x), atol=1e-3, rtol=0)
+    for padding, bias in ((0, True), (1, True), (1, False)):
+        conv = torch.nn.Conv2d(5, 7, 3, padding=padding, bias=bias).double().float()
+        for h, w in ((6, 6), (7, 11), (3, 3), (18, 5)):
+            x = torch.randn(2, 5, h, w)
+            torch.testing.assert_close(S.QuickConv(conv)(x), conv(x), atol=1e-4, rtol=0)
+
+
+def test_too_large_for_memory(net, monkeypatch):
+    monkeypatch.setattr(S, 'memory_free', lambda device: 10_000)
+    with pytest.raises(UserError, match='GiB'): stylize(photo(64, 64), net)
+    monkeypatch.setattr(S, 'memory_free', lambda device: None)
+    assert stylize(photo(64, 64), net).size == (64, 64)
+
+
+# ---- weights
+
+def test_round_trip_and_cache(net, tmp_path):
+    path = save_generator(net, tmp_path/'g.safetensors', step=7)
+    again = load_generator(path)
+    for k, v in net.state_dict().items(): assert torch.equal(again.state_dict()[k], v)
+    assert not again.training and load_generator(path) is not load_generator(path)
+    from safetensors import safe_open
+    with safe_open(path, 'pt') as f: about = f.metadata()
+    assert about['format'] == 'scenimefy.translator' and (about['ngf'], about['n_blocks'], about['step']) == ('4', '1', '7')
+    torch.save(net.state_dict(), tmp_path/'g.pth')
+    im = photo(20, 20)
+    assert np.array_equal(np.asarray(stylize(im, tmp_path/'g.pth')), np.asarray(stylize(im, path)))
+    before = S._ready(str(path), 'cpu', 'float32')
+    assert S._ready(path, 'cpu', 'float32') is before                    # the loop does not read the file again
+    other = ResnetGenerator(ngf=4, n_blocks=2)
+    save_generator(other, path); os.utime(path, ns=(1, 1))
+    assert S._ready(path, 'cpu', 'float32') is not before                # but a new file is noticed
+    state = torch.get_rng_state(); load_generator(path); assert torch.equal(state, torch.get_rng_state())
+    half = {k: v.half() for k, v in net.state_dict().items()}
+    torch.save(half, tmp_path/'h.pt'); assert next(load_generator(tmp_path/'h.pt').parameters()).dtype == torch.float32
+    with pytest.raises(UserError, match='precision'): stylize(im, path, precision='fp8')
+    assert stylize(im, path, precision='bfloat16').size == im.size
+
+
+def test_paper_size_keys_load_strictly(tmp_path):
+    net = ResnetGenerator()
+    assert sum(p.numel() for p in net.parameters()) == 11_378_179
+    torch.save(net.state_dict(), tmp_path/'Shinkai_net_G.pth')
+    got = load_generator(tmp_path/'Shinkai_net_G.pth')
+    assert list(got.state_dict()) == list(net.state_dict()) and len(got.state_dict()) == 52
+
+
+class Evil:
+    def __init__(self, mark): self.mark = str(mark)
+    def __reduce__(self): return os.mkdir, (self.mark,)
+
+
+def bad_files(folder, net):
+    "{name: (path, words of the message)}"
+    state, files = net.state_dict(), {}
+    def put(name, words, data=None, obj=None):
+        path = folder/name
+        if obj is not None: torch.save(obj, path)
+        else: path.write_bytes(data)
+        files[name] = path, words
+    good = io.BytesIO(); torch.save(state, good); good = good.getvalue()
+    save_generator(net, folder/'ok.safetensors'); safe = (folder/'ok.safetensors').read_bytes()
+    put('empty.pth', 'empty', b'')
+    put('page.pth', 'web page', b'<!DOCTYPE html><html><body>Sign in</body></html>')
+    put('pointer.safetensors', 'LFS', b'version https://git-lfs.github.com/spec/v1\noid sha256:00\n')
+    put('cut.pth', 'cut short', good[:len(good)//2])
+    put('cut.safetensors', 'damaged', safe[:-100])
+    put('long.safetensors', 'damaged', safe + b'x'*64)
+    put('noise.bin', 'neither', b'\x01\x02'*500)
+    put('head.safetensors', 'damaged', struct.pack('<Q', 50) + b'{' + b'x'*20)
+    i = good.index(b'data.pkl') + 200
+    put('broken.pth', '', good[:i] + bytes(64) + good[i+64:])
+    put('bare.pkl', 'pickle', pickle.dumps(Evil(folder/'ran1')))
+    put('evil.pth', 'mkdir', obj={'model.1.weight': Evil(folder/'ran2')})
+    put('whole.pth', 'refused', obj=net)
+    put('state.pth', 'dictionary of tensors', obj={'G': state, 'step': 3})
+    put('list.pth', 'dictionary of tensors', obj=[torch.zeros(3)])
+    put('other.pth', 'another network', obj={'conv.weight': torch.zeros(3, 3)})
+    put('module.pth', 'another network', obj={f'module.{k}': v for k, v in state.items()})
+    put('missing.pth', 'is missing', obj={k: v for k, v in state.items() if k != 'model.4.bias'})
+    put('extra.pth', 'does not belong', obj={**state, 'model.99.weight': torch.zeros(1)})
+    put('shape.pth', 'shape', obj={**state, 'model.4.weight': torch.zeros(2, 2)})
+    put('flat.pth', '', obj={**state, 'model.1.weight': torch.zeros(5)})
+    put('nan.pth', 'NaN', obj={**state, 'model.4.bias': torch.full((8,), float('nan'))})
+    put('int.pth', 'float', obj={**state, 'model.4.bias': torch.zeros(8, dtype=torch.int64)})
+    put('blur.pth', 'filt', obj={**state, 'model.7.filt': torch.zeros_like(state['model.7.filt'])})
+    put('gray.pth', 'channels', obj=ResnetGenerator(in_ch=1, out_ch=3, ngf=4, n_blocks=1).state_dict())
+    wide = {k: torch.zeros(1).expand((100_000, 3, 7, 7) if k == 'model.1.weight' else v.shape) for k, v in state.items()}
+    put('wide.pth', 'sense', obj=wide)
+    with zipfile.ZipFile(folder/'zip.pth', 'w') as z: z.writestr('a/readme.txt', 'hello')
+    files['zip.pth'] = folder/'zip.pth', 'damaged'
+    return files
+
+
+def test_bad_weights_are_named_and_run_nothing(net, tmp_path):
+    files = bad_files(tmp_path, net)
+    for name, (path, words) in files.items():
+        with pytest.raises(WeightsError) as e: load_generator(path)
+        text = str(e.value)
+        assert words in text and str(path) in text and '\n' not in text and len(text) < 600, (name, text)
+    assert len(files) >= 25
+    assert not (tmp_path/'ran1').exists() and not (tmp_path/'ran2').exists()
+    for wrong in (tmp_path/'nowhere.pth', tmp_path, 'shinkay'):
+        with pytest.raises(WeightsError, match='shinkai'): load_generator(wrong)
+    with pytest.raises(WeightsError, match='safetensors'): save_generator(net, tmp_path/'a.pth')
+
+
+# ---- folders
+
+def make_album(folder):
+    "Ten files; returns the names of the good ones and of the bad ones."
+    folder.mkdir(parents=True)
+    buf = io.BytesIO(); photo(60, 60).save(buf, 'JPEG')
+    (folder/'truncated.jpg').write_bytes(buf.getvalue()[:len(buf.getvalue())//2])
+    (folder/'empty.png').write_bytes(b'')
+    (folder/'text.jpg').write_text('these are only words')
+    photo(20, 30, 'CMYK').save(folder/'cmyk.jpg')
+    photo(20, 30, 'I;16').save(folder/'deep.png')
+    photo(20, 30, 'P').save(folder/'palette.gif')
+    photo(20, 30, 'RGBA').save(folder/'alpha.png')
+    exif = Image.Exif(); exif[0x0112] = 6; exif[0x010e] = 'secret place'
+    exif.get_ifd(0x8825)[1] = 'N'
+    photo(20, 30).save(folder/'turned.jpg', exif=exif)
+    photo(1, 1).save(folder/'one.png')
+    photo(3, 1200).save(folder/'strip.png')
+    return ({'cmyk.jpg': (30, 20), 'deep.png': (30, 20), 'palette.gif': (30, 20), 'alpha.png': (30, 20),
+             'turned.jpg': (20, 30), 'one.png': (1, 1), 'strip.png': (1200, 3)},
+            {'truncated.jpg': 'truncated', 'empty.png': 'empty', 'text.jpg': 'text'})
+
+
+def test_one_bad_file_never_stops_the_album(net, tmp_path, capsys):
+    good, bad = make_album(tmp_path/'in'/'deep')
+    report = stylize_folder(tmp_path/'in', tmp_path/'out', net)
+    assert {d.path.name for d in report.done} == set(good) and {f.path.name for f in report.failed} == set(bad)
+    for d in report.done:
+        assert d.out == tmp_path/'out'/'deep'/f'{d.path.stem}.png'
+        with Image.open(d.out) as im:
+            assert im.size == good[d.path.name] and im.format == 'PNG' and not im.getexif()
+            assert im.mode == ('RGBA' if d.path.name == 'alpha.png' else 'RGB')
+    for f in report.failed: assert bad[f.path.name] in f.reason and '\n' not in f.reason
+    assert not report.ok and report.seconds > 0
+    assert '7 done, 3 failed' in str(report) and str(report).count('\n') == 3
+    assert not [p for p in (tmp_path/'out').rglob('*') if p.is_file() and p.suffix != '.png']   # nothing left behind
+    first = {p: p.read_bytes() for p in (tmp_path/'out').rglob('*.png')}
+    stylize_folder(tmp_path/'in', tmp_path/'out', net, progress=False)
+    assert first == {p: p.read_bytes() for p in (tmp_path/'out').rglob('*.png')}                 # twice is once
+
+
+def outputs(report, out): return {str(d.out.relative_to(out)) for d in report.done}
+
+
+def test_names_never_collide(net, tmp_path):
+    a, out = tmp_path/'a', tmp_path/'out'
+    for name in ('x.jpg', 'x.png', 'X.PNG', 'x.jpg.png', 's/y.jpg', 's/y.webp', 'z.jpeg', 't.x/q.bmp'):
+        (a/name).parent.mkdir(parents=True, exist_ok=True); photo(8, 8).save(a/name)
+    report = stylize_folder(a, out, net, progress=False)
+    names = outputs(report, out)
+    assert report.ok and len(names) == len({n.casefold() for n in names}) == 8
+    assert {'z.png', 's/y.jpg.png', 's/y.webp.png', 't.x/q.png'} <= names
+    b = tmp_path/'b'; b.mkdir(); photo(8, 8).save(b/'z.jpg')
+    report = stylize_folder([a, b, a/'z.jpeg', tmp_path/'nowhere', b/'z.jpg'], tmp_path/'o2', net, progress=False)
+    assert {'a/z.png', 'b/z.png'} <= outputs(report, tmp_path/'o2') and len(report.done) == 9
+    assert [f.path.name for f in report.failed] == ['nowhere']
+
+
+def test_inputs_survive(net, tmp_path, monkeypatch):
+    a = tmp_path/'a'; a.mkdir()
+    photo(8, 8).save(a/'x.png'); photo(8, 8).save(a/'y.jpg')
+    before = {p: p.read_bytes() for p in a.iterdir()}
+    with pytest.raises(UserError, match='photos themselves'): stylize_folder(a, a, net)
+    with pytest.raises(UserError, match='photos themselves'): stylize_folder(a, a/'..'/'a', net)
+    report = stylize_folder(list(before), a, net, progress=False)        # files by name, into their own folder
+    assert report.ok and all(p.read_bytes() == b for p, b in before.items())
+    assert outputs(report, a) == {'x.png.png', 'y.png'}
+    for p in set(a.iterdir()) - set(before): p.unlink()
+    for _ in range(2):                                                   # a result is not a photo the next time
+        report = stylize_folder(a, a/'anime', net, progress=False)
+        assert outputs(report, a/'anime') == {'x.png', 'y.png'}
+    monkeypatch.chdir(tmp_path)
+    report = stylize_folder('a', '.', net, progress=False)               # above the photos: still not onto them
+    assert report.ok and (tmp_path/'x.png').exists()
+    assert all(p.read_bytes() == b for p, b in before.items())
+
+
+def test_links_do_not_lead_out(net, tmp_path):
+    a, out, away = tmp_path/'a', tmp_path/'out', tmp_path/'away'
+    (a/'sub').mkdir(parents=True); out.mkdir(); away.mkdir()
+    photo(8, 8).save(a/'sub'/'x.png'); photo(8, 8).save(a/'y.png')
+    os.symlink(away, out/'sub'); os.symlink(a/'y.png', out/'y.png')
+    before = (a/'y.png').read_bytes()
+    report = stylize_folder(a, out, net, progress=False)
+    assert [f.path.name for f in report.failed] == ['x.png'] and 'out of' in report.failed[0].reason
+    assert not list(away.iterdir())
+    assert (a/'y.png').read_bytes() == before, 'the link was written through'
+    os.symlink('/', a/'root')                                            # a linked folder is not walked
+    assert len(stylize_folder(a, tmp_path/'o3', net, progress=False).done) == 2
+
+
+def test_full_disk_stops_with_one_sentence(net, tmp_path, monkeypatch):
+    a = tmp_path/'a'; a.mkdir()
+    for i in range(3): photo(8, 8).save(a/f'{i}.png')
+    def full(self, fp, *args, **kw): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(Image.Image, 'save', full)
+    with pytest.raises(UserError, match='full after 0 of 3'): stylize_folder(a, tmp_path/'out', net, progress=False)
+    assert not list((tmp_path/'out').iterdir())
+
+
+def test_wrong_weights_fail_before_the_first_photo(tmp_path):
+    photo(8, 8).save(tmp_path/'x.png')
+    with pytest.raises(WeightsError): stylize_folder(tmp_path/'x.png', tmp_path/'out', tmp_path/'no.pth')
+    assert not (tmp_path/'out').exists()
+
+
+# ---- downloads
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    def __init__(self, data):
+        super().__init__(('127.0.0.1', 0), Handler)
+        self.data, self.mode, self.cut, self.asked = data, 'range', None, []
+        threading.Thread(target=self.serve_forever, kwargs=dict(poll_interval=.01), daemon=True).start()
+    def handle_error(self, *args): pass                                  # clients hang up on purpose
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *args): pass
+    def do_GET(self):
+        s, start = self.server, 0
+        wish = self.headers.get('Range')
+        s.asked.append(wish)
+        if s.mode == '404': return self.send_error(404)
+        if s.mode == 'leave':
+            self.send_response(302); self.send_header('Location', 'http://example.invalid/x'); return self.end_headers()
+        if wish and s.mode != 'norange':
+            start = int(wish[6:-1]); self.send_response(206)
+            self.send_header('Content-Range', f'bytes {start}-{len(s.data)-1}/{len(s.data)}')
+        else: self.send_response(200)
+        body = s.data[start:]
+        if s.mode != 'nolength': self.send_header('Content-Length', len(body))
+        self.end_headers()
+        if s.cut is not None: body, s.cut = body[:s.cut], None           # break off once
+        self.wfile.write(body); self.wfile.flush()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    data = np.random.default_rng(5).bytes(300_000)
+    s = Server(data)
+    remote = Remote(f'http://127.0.0.1:{s.server_port}/toy.bin', len(data), hashlib.sha256(data).hexdigest(), 'toy license')
+    monkeypatch.setitem(REGISTRY, 'toy', remote)
+    yield s
+    s.shutdown(); s.server_close()
+
+
+def names(folder): return {p.name for p in folder.iterdir()} - {'toy.bin.lock'}
+
+
+def test_whole_download_is_kept(server, home, capsys):
+    path = fetch('toy')
+    assert path == home/'toy.bin' and path.read_bytes() == server.data and names(home) == {'toy.bin'}
+    assert capsys.readouterr().err.count('toy license') == 1
+    assert fetch('toy') == path and len(server.asked) == 1 and 'license' not in capsys.readouterr().err
+
+
+def test_broken_download_goes_on(server, home):
+    server.cut = 100_000
+    assert fetch('toy').read_bytes() == server.data
+    assert server.asked == [None, 'bytes=100000-']
+
+
+def test_download_of_another_day_goes_on(server, home):
+    home.mkdir(); (home/'toy.bin.part').write_bytes(server.data[:70_000])
+    assert fetch('toy').read_bytes() == server.data and server.asked == ['bytes=70000-']
+
+
+def test_wrong_part_is_started_over(server, home):
+    home.mkdir(); (home/'toy.bin.part').write_bytes(b'x'*70_000)
+    assert fetch('toy').read_bytes() == server.data and server.asked == ['bytes=70000-', None]
+    (home/'toy.bin').unlink(); (home/'toy.bin.part').write_bytes(b'x'*400_000)
+    assert fetch('toy').read_bytes() == server.data
+
+
+def test_server_without_range(server, home):
+    server.mode, server.cut = 'norange', 100_000
+    assert fetch('toy').read_bytes() == server.data and names(home) == {'toy.bin'}
+
+
+@pytest.mark.parametrize('mode', ['range', 'nolength'])
+def test_altered_long_and_short(server, home, mode):
+    server.mode, data = mode, server.data
+    for wrong, words in ((data[:-1] + b'!', 'altered'), (data + b'more', 'expected 300,000'),
+                         (data[:-9], '300,000'), (b'<html>sorry</html>', '300,000')):
+        server.data = wrong
+        with pytest.raises(WeightsError, match=words): fetch('toy')
+        assert not (home/'toy.bin').exists()
+        (home/'toy.bin.part').unlink(missing_ok=True)
+    endless = data*3
+    server.data = endless
+    with pytest.raises(WeightsError): fetch('toy')
+    assert names(home) == set()
+    server.data = data
+    assert fetch('toy').read_bytes() == data
+
+
+def test_refusals(server, home, monkeypatch):
+    server.mode = '404'
+    with pytest.raises(WeightsError, match='404'): fetch('toy')
+    server.mode = 'leave'                                                # a redirect to plain http elsewhere
+    with pytest.raises(WeightsError, match='https only'): fetch('toy')
+    with pytest.raises(WeightsError, match='known: shinkai'): fetch('sinkai')
+    remote = REGISTRY['toy']
+    for url in ('http://example.invalid/toy.bin', 'file:///etc/passwd', 'ftp://127.0.0.1/x'):
+        monkeypatch.setitem(REGISTRY, 'toy', Remote(url, remote.size, remote.sha256, ''))
+        with pytest.raises(WeightsError, match='https only'): fetch('toy')
+
+
+def test_offline_tells_what_to_do_by_hand(server, home, monkeypatch):
+    server.shutdown(); server.server_close()
+    with pytest.raises(WeightsError) as e: fetch('toy')
+    text, remote = str(e.value), REGISTRY['toy']
+    assert remote.url in text and str(home/'toy.bin') in text and '300,000' in text and '\n' not in text
+    monkeypatch.setenv('SCENIMEFY_OFFLINE', '1')
+    with pytest.raises(WeightsError, match='SCENIMEFY_OFFLINE'): fetch('shinkai')
+    (home/'toy.bin').write_bytes(b'by hand, but wrong')                  # a file put there by hand is checked, too
+    with pytest.raises(WeightsError, match='18 bytes'): fetch('toy')
+    (home/'toy.bin').write_bytes(server.data)
+    assert fetch('toy').read_bytes() == server.data
+
+
+def test_two_at_once(server, home):
+    found, wrong = [], []
+    def get():
+        try: found.append(fetch('toy').read_bytes() == server.data)
+        except Exception as e: wrong.append(e)
+    threads = [threading.Thread(target=get) for _ in range(4)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert found == [True]*4 and not wrong and len(server.asked) == 1
+
+
+def test_weights_by_name(server, home, net, tmp_path, monkeypatch):
+    save_generator(net, tmp_path/'g.safetensors')
+    server.data = (tmp_path/'g.safetensors').read_bytes()
+    monkeypatch.setitem(REGISTRY, 'toy', Remote(REGISTRY['toy'].url, len(server.data), hashlib.sha256(server.data).hexdigest(), ''))
+    im = photo(12, 12)
+    for _ in range(2): assert np.array_equal(np.asarray(stylize(im, 'toy', 'cpu')), np.asarray(stylize(im, net)))
+    assert len(server.asked) == 1
+
+
+def test_unusable_home(server, tmp_path, monkeypatch):
+    (tmp_path/'file').write_text('')
+    with pytest.raises(WeightsError, match='SCENIMEFY_HOME'): fetch('toy', tmp_path/'file'/'deeper')
+
+
+def test_registry_entry():
+    r = REGISTRY['shinkai']
+    assert r.url.startswith('https://') and r.file == 'Shinkai_net_G.pth' and r.size == 45_570_633 and len(r.sha256) == 64
+    assert 'non-commercial' in r.license
