@@ -1,5 +1,5 @@
 # What a contributor types. Library code is written in nbs/ and exported from there.
-.PHONY: export run test check clean wheel
+.PHONY: export run test check clean readme wheel
 NB ?= nbs/*.ipynb
 
 export:        ## notebooks → scenimefy/*.py
@@ -18,6 +18,9 @@ check: clean export test   ## what CI does
 
 clean:         ## drop metadata that only makes diffs
 	nbdev_clean
+
+readme:        ## README.md from nbs/index.ipynb
+	python tests/make_readme.py
 
 wheel:
 	python -m build

@@ -39,7 +39,7 @@ def padded_side(n:int) -> int:
 
 def pad_to_fit(x:torch.Tensor  # (B,C,H,W), any H and W from 1
               ) -> torch.Tensor: # (B,C,padded_side(H),padded_side(W))
-    "Grow `x` at its right and lower edge by mirroring it, or by its last line where it is too small to mirror."
+    "Grow `x` right and down by mirroring it, or by its last line where it is too small to mirror."
     h, w = x.shape[-2:]
     for n, edge in ((w, 1), (h, 3)):
         more = [0, 0, 0, 0]
@@ -56,8 +56,8 @@ def translate(net:nn.Module,     # a `ResnetGenerator`
     weight = next(net.parameters())
     h, w = x.shape[-2:]
     with torch.inference_mode():
-        x = pad_to_fit(x.to(weight.device, weight.dtype)).contiguous(memory_format=torch.channels_last)
-        return net(x)[..., :h, :w].float().clamp(-1, 1)
+        x = pad_to_fit(x.to(weight.device, weight.dtype))
+        return net(x.contiguous(memory_format=torch.channels_last))[..., :h, :w].float().clamp(-1, 1)
 
 # %% ../nbs/10_stylize.ipynb #exp-memory
 def memory_needed(h:int, w:int, ngf:int=64, bits:int=32) -> int: # bytes
@@ -70,19 +70,22 @@ def memory_free(device) -> 'int | None': # bytes, None where we cannot tell
     "Memory that a new tensor could get on `device`."
     if device.type == 'cuda': return torch.cuda.mem_get_info(device)[0]
     if device.type != 'cpu': return None
-    try: text = Path('/proc/meminfo').read_text()
-    except OSError: return None
-    found = re.search(r'MemAvailable:\s*(\d+) kB', text)
-    return int(found[1])*1024 if found else None
+    def number(pattern, path): return int(re.search(pattern, Path(path).read_text(), re.M)[1])
+    try: free = number(r'^MemAvailable:\s*(\d+)', '/proc/meminfo')*1024
+    except (OSError, TypeError): return None
+    group = '/sys/fs/cgroup/memory.'                      # a container may have less than its machine
+    try: return min(free, number(r'^(\d+)', group + 'max') - number(r'^anon (\d+)', group + 'stat'))
+    except (OSError, TypeError): return free
 
 def _check_memory(h, w, net):
     "Refuse a picture that clearly does not fit, before the machine starts to swap."
     weight = next(net.parameters())
-    need = memory_needed(h, w, net.model[1].out_channels, weight.element_size()*8)
+    need = memory_needed(h, w, net.ngf, weight.element_size()*8)
     free = memory_free(weight.device)
     if free is not None and need > free:
-        raise UserError(f'a {w}×{h} picture needs about {need/2**30:.1f} GiB of memory on {weight.device}, and '
-                        f'{free/2**30:.1f} GiB are free; make it smaller, or close other programs')
+        raise UserError(f'a {w}×{h} picture needs about {need/2**30:.1f} GiB of memory on '
+                        f'{weight.device}, and {free/2**30:.1f} GiB are free; make it smaller, or close '
+                        'other programs')
 
 # %% ../nbs/10_stylize.ipynb #exp-picture
 def _picture(image):
@@ -121,12 +124,13 @@ class QuickConv(nn.Module):
     points = torch.tensor([[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
                            [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1.]])
     kernel = torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24.]])/24
-    back = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1.]])
+    back = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0],
+                         [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1.]])
 
     def __init__(self, conv):
         super().__init__()
         self.padding = conv.padding[0]
-        self.bias = conv.bias if conv.bias is not None else nn.Parameter(conv.weight.new_zeros(conv.out_channels))
+        self.bias = conv.bias if conv.bias is not None else conv.weight.new_zeros(conv.out_channels)
         taps = conv.weight.detach().double().permute(2, 3, 1, 0).flatten(0, 1)
         both = torch.kron(self.kernel.double(), self.kernel.double())
         self.weight = nn.Parameter((both @ taps.flatten(1)).view(36, *taps.shape[1:]).float())
@@ -158,7 +162,8 @@ def quicken(net:ResnetGenerator) -> ResnetGenerator:
     for parent in list(net.modules()):
         for name, layer in parent.named_children():
             if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (3, 3): continue
-            if layer.in_channels*layer.out_channels >= 2**15: setattr(parent, name, QuickConv(layer))  # thin ones lose
+            if layer.in_channels*layer.out_channels >= 2**15:        # thin ones would lose
+                setattr(parent, name, QuickConv(layer))
     return net
 
 # %% ../nbs/10_stylize.ipynb #exp-weights-error
@@ -171,7 +176,8 @@ def save_generator(net:nn.Module, # a `ResnetGenerator`
                   ) -> Path:
     "Write `net` as safetensors: numbers and names, no code."
     path = Path(path)
-    if path.suffix != '.safetensors': raise WeightsError(f'{path}: weights are written as .safetensors; rename it')
+    if path.suffix != '.safetensors':
+        raise WeightsError(f'{path}: weights are written as .safetensors; rename it')
     tensors = {k: v.detach().float().cpu().clone(memory_format=torch.contiguous_format)
                for k,v in net.state_dict().items()}
     about = dict(format='scenimefy.translator', **_sizes(tensors), **metadata)
@@ -186,16 +192,18 @@ def _kind(path):
     with open(path, 'rb') as f: head = f.read(512)
     say = lambda why: WeightsError(f'{path}: {why}')
     if not size: raise say('the file is empty; download it again')
-    if head.lstrip()[:1] == b'<': raise say('this is a web page, not weights (a login or error page saved under '
-                                            'that name); download the file itself')
-    if head.startswith(b'version https://git-lfs'): raise say('this is a Git LFS pointer, not the weights; run '
-                                                             '`git lfs pull`, or download the file itself')
+    if head.lstrip()[:1] == b'<':
+        raise say('this is a web page, not weights (a login or error page saved under that name); '
+                  'download the file itself')
+    if head.startswith(b'version https://git-lfs'):
+        raise say('this is a Git LFS pointer, not the weights; run `git lfs pull`, or download the file itself')
     if head.startswith(b'PK\x03\x04'):
         if zipfile.is_zipfile(path): return 'torch'
         raise say(f'the file is cut short after {size:,} bytes; download it again')
     if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') < 100_000_000: return 'safetensors'
-    if head[:1] == b'\x80': raise say('this is a bare pickle, a format that can carry code; we do not open those. '
-                                      'Save the state_dict with torch.save of PyTorch 1.6 or newer')
+    if head[:1] == b'\x80':
+        raise say('this is a bare pickle, a format that can carry code; we do not open those. '
+                  'Save the state_dict with torch.save of PyTorch 1.6 or newer')
     raise say('this is neither a .safetensors nor a PyTorch .pth file; check where it came from')
 
 # %% ../nbs/10_stylize.ipynb #exp-names
@@ -206,7 +214,8 @@ def names_in_pth(path) -> set: # 'module name' of everything that loading would 
     "Read, without running it, what the program inside a .pth file would call."
     with zipfile.ZipFile(path) as z:
         inner = [i for i in z.infolist() if i.filename.endswith('/data.pkl')]
-        if len(inner) != 1 or inner[0].file_size > 10_000_000: raise ValueError('no single small data.pkl inside')
+        if len(inner) != 1 or inner[0].file_size > 10_000_000:
+            raise ValueError('no single small data.pkl inside')
         program = z.read(inner[0])
     return {str(arg) if op.name == 'GLOBAL' else op.name for op, arg, _ in pickletools.genops(program)
             if op.name in ('GLOBAL', 'STACK_GLOBAL', 'INST', 'EXT1', 'EXT2', 'EXT4')}
@@ -222,8 +231,8 @@ def _read_tensors(path):
     try: odd = names_in_pth(path) - PLAIN
     except Exception as e: raise WeightsError(f'{path}: damaged .pth file ({e}); {again}') from None
     if odd:
-        raise WeightsError(f'{path}: refused without running it: besides tensors it calls {", ".join(sorted(odd)[:3])}. '
-                           'Ask its maker for the plain state_dict, best as .safetensors')
+        raise WeightsError(f'{path}: refused without running it: besides tensors it calls '
+                           f'{", ".join(sorted(odd)[:3])}. Ask its maker for the plain state_dict, best as .safetensors')
     try: return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e:
         raise WeightsError(f'{path}: damaged .pth file ({str(e).splitlines()[0][:120]}); {again}') from None
@@ -231,29 +240,36 @@ def _read_tensors(path):
 # %% ../nbs/10_stylize.ipynb #exp-sizes
 def _sizes(tensors):
     "Widths of the generator that `tensors` belong to, read off their shapes; KeyError if it is none."
-    n_blocks = len({m[1] for k in tensors if (m := re.fullmatch(r'model\.(\d+)\.conv_block\.1\.weight', k))})
+    n_blocks = sum(bool(re.fullmatch(r'model\.\d+\.conv_block\.1\.weight', k)) for k in tensors)
     first, last = tensors['model.1.weight'], tensors[f'model.{21 + n_blocks}.weight']
     return dict(in_ch=first.shape[1], out_ch=last.shape[0], ngf=first.shape[0], n_blocks=n_blocks)
 
 # %% ../nbs/10_stylize.ipynb #exp-build
-def _build(tensors):
-    "A generator holding `tensors`; ValueError says what does not fit."
-    if not (isinstance(tensors, dict) and tensors and all(isinstance(v, torch.Tensor) for v in tensors.values())):
-        raise ValueError('it is not a dictionary of tensors but a whole training state or another object')
-    try: sizes = _sizes(tensors)
-    except (KeyError, IndexError):
-        raise ValueError(f'its {len(tensors)} tensors ({", ".join(list(tensors)[:2])}, …) are those of another network')
+def _misfit(tensors, sizes):
+    "'' if `tensors` fill a generator of these sizes, else the first thing that does not fit."
     if (sizes['in_ch'], sizes['out_ch']) != (3, 3):
-        raise ValueError(f"it takes {sizes['in_ch']} and gives {sizes['out_ch']} channels, not 3 and 3")
-    if sizes['ngf'] > 512 or sizes['n_blocks'] > 64: raise ValueError(f'its sizes make no sense: {sizes}')
+        return f"it takes {sizes['in_ch']} and gives {sizes['out_ch']} channels, not 3 and 3"
+    if sizes['ngf'] > 512 or sizes['n_blocks'] > 64: return f'its sizes make no sense: {sizes}'
     with torch.device('meta'): want = ResnetGenerator(**sizes).state_dict()   # shapes only, no memory
     for k in sorted(want.keys() | tensors.keys()):
-        if k not in tensors: raise ValueError(f'{k} is missing')
-        if k not in want: raise ValueError(f'{k} does not belong there')
-        if tensors[k].shape != want[k].shape: raise ValueError(f'{k} has shape {tuple(tensors[k].shape)}, not {tuple(want[k].shape)}')
-        if not tensors[k].is_floating_point(): raise ValueError(f'{k} holds {tensors[k].dtype}, not floats')
-        if not torch.isfinite(tensors[k]).all(): raise ValueError(f'{k} holds NaN or infinity')
-    with torch.random.fork_rng(devices=[]): net = ResnetGenerator(**sizes)   # leaves the caller's seed alone
+        if k not in tensors: return f'{k} is missing'
+        if k not in want: return f'{k} does not belong there'
+        got, shape = tensors[k], tuple(want[k].shape)
+        if tuple(got.shape) != shape: return f'{k} has shape {tuple(got.shape)}, not {shape}'
+        if not got.is_floating_point(): return f'{k} holds {got.dtype}, not floats'
+        if not torch.isfinite(got).all(): return f'{k} holds NaN or infinity'
+    return ''
+
+def _build(tensors):
+    "A generator holding `tensors`; ValueError says what does not fit."
+    if not (isinstance(tensors, dict) and tensors and all(torch.is_tensor(v) for v in tensors.values())):
+        raise ValueError('this is no dictionary of tensors but a whole training state or another object')
+    try: sizes = _sizes(tensors)
+    except (KeyError, IndexError):
+        raise ValueError(f'its {len(tensors)} tensors ({", ".join(map(str, list(tensors)[:2]))}, …) '
+                         'are those of another network')
+    if why := _misfit(tensors, sizes): raise ValueError(why)
+    with torch.random.fork_rng(devices=[]): net = ResnetGenerator(**sizes)  # the caller's seed stays
     try: net.load_state_dict({k: v.float() for k,v in tensors.items()}, strict=True)
     except RuntimeError as e: raise ValueError(' '.join(str(e).split()))
     return net
@@ -317,21 +333,24 @@ def _open_url(url, start, timeout=30):
     handlers = [_Redirects] + ([urllib.request.ProxyHandler({})] if _is_local(url) else [])
     headers = {'User-Agent': 'scenimefy', 'Accept-Encoding': 'identity'}
     if start: headers['Range'] = f'bytes={start}-'
-    return urllib.request.build_opener(*handlers).open(urllib.request.Request(url, headers=headers), timeout=timeout)
+    request = urllib.request.Request(url, headers=headers)
+    return urllib.request.build_opener(*handlers).open(request, timeout=timeout)
 
 # %% ../nbs/10_stylize.ipynb #exp-receive
 def _receive(remote, part):
     "Append what is missing to `part`; '' if it is whole then, else why the connection ended."
     have = part.stat().st_size if part.exists() else 0
-    if have >= remote.size: part.unlink(); have = 0
+    if have == remote.size: return ''
+    if have > remote.size: part.unlink(); have = 0
     try:
         with _open_url(remote.url, have) as answer:
-            if not (answer.status == 206 and answer.headers.get('Content-Range', '').startswith(f'bytes {have}-')):
-                have = 0                                   # a server without Range sends all from the start
+            span = answer.headers.get('Content-Range', '')
+            if answer.status != 206 or not span.startswith(f'bytes {have}-'): have = 0  # all from the start
             offered = answer.headers.get('Content-Length')
-            if offered and have + int(offered) != remote.size:
-                raise WeightsError(f'{remote.url}: the server offers {have + int(offered):,} bytes, expected '
-                                   f'{remote.size:,}; another file stands there now, so nothing was kept')
+            if (offered or '').isdigit() and have + int(offered) != remote.size:
+                raise WeightsError(f'{remote.url}: the server offers {have + int(offered):,} bytes, '
+                                   f'expected {remote.size:,}; another file stands there now, so '
+                                   'nothing was kept')
             with open(part, 'ab' if have else 'wb') as f, tqdm(total=remote.size, initial=have, unit='B',
                                                               unit_scale=True, desc=remote.file) as bar:
                 while block := answer.read(1 << 16):
@@ -342,12 +361,15 @@ def _receive(remote, part):
         if e.code == 416: part.unlink(missing_ok=True)     # the server does not know our part: begin anew
         return f'the server answers {e.code} {e.reason}'
     except (OSError, http.client.HTTPException) as e:
-        if getattr(e, 'errno', 0) in FULL: raise WeightsError(f'{part}: the disk is full; free {remote.size:,} bytes')
+        if getattr(e, 'errno', 0) in FULL:
+            raise WeightsError(f'{part}: the disk is full; free {remote.size:,} bytes')
         return f'{getattr(e, "reason", None) or e or type(e).__name__}'
     if have > remote.size:
         part.unlink()
-        raise WeightsError(f'{remote.url}: more than the expected {remote.size:,} bytes arrived; nothing was kept')
-    return '' if have == remote.size else f'the connection ended after {have:,} of {remote.size:,} bytes'
+        raise WeightsError(f'{remote.url}: more than the expected {remote.size:,} bytes arrived; '
+                           'nothing was kept')
+    if have == remote.size: return ''
+    return f'the connection ended after {have:,} of {remote.size:,} bytes'
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -355,15 +377,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 def _download(remote, target):
     "Fill `target` from the server, going on where a broken connection left off."
     part = target.with_name(target.name + '.part')
-    for attempt in range(5):
+    for attempt in range(20):
         before = part.stat().st_size if part.exists() else 0
         why = _receive(remote, part)
         if not why:
             why = _differs(part, remote)
             if not why: return os.replace(part, target)
             part.unlink()
-            if not before: raise WeightsError(f'{remote.url}: the download arrived altered: {why}; nothing was kept')
-        elif (part.stat().st_size if part.exists() else 0) <= before: break   # nothing came: trying again is no use
+            if not before:
+                raise WeightsError(f'{remote.url}: the download arrived altered: {why}; nothing was kept')
+        elif (part.stat().st_size if part.exists() else 0) <= before: break   # nothing came
     raise WeightsError(_by_hand(remote, target, why))
 
 def _by_hand(remote, target, why):
@@ -374,7 +397,8 @@ def fetch(name:str,      # a name in `REGISTRY`
           folder=None    # default: `weights_home()`
          ) -> Path:      # the verified file
     "The weights called `name`: from the cache, or downloaded, checked and kept."
-    if name not in REGISTRY: raise WeightsError(f'no weights are called {name!r}; known: {", ".join(REGISTRY)}')
+    if name not in REGISTRY:
+        raise WeightsError(f'no weights are called {name!r}; known: {", ".join(REGISTRY)}')
     remote, folder = REGISTRY[name], Path(folder or weights_home())
     target = folder/remote.file
     try:
@@ -386,8 +410,10 @@ def fetch(name:str,      # a name in `REGISTRY`
                 print(f'{name}: {remote.license}', file=sys.stderr)
                 _download(remote, target)
             elif why := _differs(target, remote):
-                raise WeightsError(f'{target}: this is not the file that {name!r} means: {why}. Delete it and run again')
-    except OSError as e: raise WeightsError(f'{folder}: cannot keep weights here ({e.strerror or e}); set SCENIMEFY_HOME')
+                raise WeightsError(f'{target}: this is not the file that {name!r} means: {why}. '
+                                   'Delete it and run again')
+    except OSError as e:
+        raise WeightsError(f'{folder}: cannot keep weights here ({e.strerror or e}); set SCENIMEFY_HOME')
     return target
 
 # %% ../nbs/10_stylize.ipynb #exp-find
@@ -397,7 +423,8 @@ def find_weights(weights) -> Path:
     path = Path(weights)
     if path.is_file(): return path
     what = 'is a folder' if path.is_dir() else 'no such file'
-    raise WeightsError(f'{path}: {what}; give a .safetensors or .pth file, or one of: {", ".join(REGISTRY)}')
+    raise WeightsError(f'{path}: {what}; give a .safetensors or .pth file, or one of: '
+                       f'{", ".join(REGISTRY)}')
 
 # %% ../nbs/10_stylize.ipynb #exp-load
 def load_generator(weights,         # name in `REGISTRY`, .safetensors or .pth file
@@ -450,7 +477,7 @@ class Report:
 
 # %% ../nbs/10_stylize.ipynb #exp-sources
 def _sources(paths, out):
-    "(photo, its place under `out` without suffix) of every photo in `paths`, and what could not be found."
+    "(photo, its place in the tree) of every photo in `paths`, and what could not be found."
     found, failed = {}, []
     for top in paths:
         if not top.is_dir():
@@ -458,12 +485,13 @@ def _sources(paths, out):
             else: failed.append(Failed(top, 'no such file or folder'))
             continue
         root, home = top.resolve(), out.resolve()
-        if root == home: raise UserError(f'{out} is the folder of the photos themselves; give another, such as {out/"anime"}')
+        if root == home:
+            raise UserError(f'{out} is the folder of the photos themselves; give another, such as {out/"anime"}')
         try: photos = find_images(top)
-        except UserError as e: failed.append(Failed(top, str(e))); continue
+        except UserError as e: failed.append(Failed(top, reason(e))); continue
         prefix = Path() if len(paths) == 1 else Path(root.name)
         for p in photos:
-            if home.is_relative_to(root) and p.resolve().is_relative_to(home): continue  # scenes of an earlier run
+            if home.is_relative_to(root) and p.resolve().is_relative_to(home): continue  # earlier scenes
             found.setdefault(os.path.abspath(p), (p, prefix/p.relative_to(top)))
     return list(found.values()), failed
 
@@ -487,7 +515,8 @@ def save_picture(picture:Image.Image, path) -> Path:
     "Write a picture without any metadata, whole or not at all; the suffix chooses the format."
     path = Path(path)
     jpeg = path.suffix.lower() in ('.jpg', '.jpeg')
-    picture = Image.fromarray(np.asarray(picture.convert('RGB') if jpeg else picture))   # pixels only: no EXIF, no GPS
+    if jpeg: picture = as_rgb(picture)                    # JPEG knows no transparency: white takes its place
+    picture = Image.fromarray(np.asarray(picture))        # pixels only: no EXIF, no GPS
     with atomic_path(path) as tmp: picture.save(tmp, **(dict(quality=95) if jpeg else {}))
     return path
 
@@ -504,7 +533,8 @@ def stylize_folder(paths,                # files and folders, or one of them
     net = weights if isinstance(weights, nn.Module) else _ready(weights, device, precision)
     for photo, target in tqdm(jobs, desc='stylize', disable=not progress):
         try:
-            if not target.parent.resolve().is_relative_to(out.resolve()): raise UserError(f'{target} leads out of {out}')
+            if not target.parent.resolve().is_relative_to(out.resolve()):
+                raise UserError(f'{target} leads out of {out}')
             save_picture(stylize(photo, net), target)
             report.done.append(Done(photo, target))
         except Exception as e:

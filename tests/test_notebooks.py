@@ -1,0 +1,150 @@
+"The notebooks as a whole: in sync with the library, readable on the web, importable in order."
+import ast
+import configparser
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from make_readme import readme_text
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+LESSONS = [p for p in NOTEBOOKS if p.name != 'index.ipynb']
+ini = configparser.ConfigParser()
+ini.read(ROOT/'settings.ini')
+VERSION = ini['DEFAULT']['version']
+lesson = pytest.mark.parametrize('path', LESSONS, ids=lambda p: p.stem)
+
+
+def cells(path): return nbformat.read(path, 4).cells
+def module(path): return re.sub(r'^\d+[a-z]?_', '', path.stem)
+def number(path): return path.name.split('_')[0]
+
+
+def test_there_are_lessons():
+    assert len(LESSONS) >= 9 and {module(p) for p in LESSONS} <= {p.stem for p in (ROOT/'scenimefy').glob('*.py')}
+
+
+def test_library_is_what_the_notebooks_say(tmp_path):
+    "Export a copy of the repository again: not one byte of the library changes."
+    for name in ('nbs', 'scenimefy'): shutil.copytree(ROOT/name, tmp_path/name, ignore=shutil.ignore_patterns('__pycache__', 'images'))
+    for name in ('settings.ini', 'pyproject.toml', 'README.md'): shutil.copy(ROOT/name, tmp_path/name)
+    subprocess.run([sys.executable, '-c', 'from nbdev.doclinks import nbdev_export; nbdev_export()'],
+                   cwd=tmp_path, check=True, capture_output=True)
+    files = sorted(p.name for p in (ROOT/'scenimefy').glob('*.py'))
+    assert len(files) > 9
+    changed = [f for f in files if (ROOT/'scenimefy'/f).read_text() != (tmp_path/'scenimefy'/f).read_text()]
+    assert not changed, f'run nbdev_export: {changed}'
+
+
+@lesson
+def test_cells_have_stable_names(path):
+    ids = [c.id for c in cells(path)]
+    assert len(ids) == len(set(ids)) > 10
+    assert not [i for i in ids if re.fullmatch(r'[0-9a-f]{8}(-[0-9a-f-]+)?', i)], 'a cell still has a random id'
+
+
+@lesson
+def test_opening(path):
+    "Title with a claim, badge, what you will learn, symbols, install cell that leaves an installed torch alone."
+    cs = cells(path)
+    assert re.match(r'# .+\n> .+', cs[0].source)
+    badge = f'colab.research.google.com/github/scenimefy/scenimefy/blob/main/nbs/{path.name}'
+    assert badge in cs[1].source
+    assert any('**In this notebook**' in c.source or 'In this notebook' in c.source for c in cs[:4])
+    install = next(c for c in cs if c.id == 'install')
+    assert f'"scenimefy=={VERSION}"' in install.source and 'torch' not in install.source and 'find_spec' in install.source
+
+
+@lesson
+def test_outputs_are_committed(path):
+    code = [c for c in cells(path) if c.cell_type == 'code']
+    with_output = [c for c in code if c.outputs]
+    assert len(with_output) >= 5
+    assert any('image/png' in o.get('data', {}) or 'image/jpeg' in o.get('data', {}) for c in code for o in c.outputs), 'no picture'
+    errors = [c.id for c in code for o in c.outputs if o.output_type == 'error']
+    assert not errors
+    assert path.stat().st_size < 1_500_000
+
+
+@lesson
+def test_no_paths_of_a_machine(path):
+    text = path.read_text()
+    found = re.findall(r'/(?:root|work|home|tmp)/[A-Za-z0-9._-]+', text)
+    assert not found, found[:3]
+
+
+@lesson
+def test_widgets_have_a_static_twin(path):
+    ids = [c.id for c in cells(path) if c.cell_type == 'code' and 'interact(' in c.source]
+    sources = '\n'.join(c.source for c in cells(path) if c.cell_type == 'code')
+    drawn = re.findall(r'interact\((draw_\w+)', sources)
+    assert len(drawn) == len(ids)
+    for name in drawn: assert len(re.findall(rf'\b{name}\(', sources)) >= 2, f'{name} is only drawn by its widget'
+
+
+def test_imports_go_downwards():
+    "A module imports from lower numbers only."
+    order = {module(p): number(p) for p in LESSONS}
+    checked = 0
+    for path in LESSONS:
+        tree = ast.parse((ROOT/'scenimefy'/f'{module(path)}.py').read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module in order:
+                checked += 1
+                assert order[node.module] < number(path), f'{module(path)} imports {node.module}'
+    assert checked > 10
+
+
+def test_every_export_is_mentioned_in_a_test_or_lesson():
+    "No public name is exported without being used outside the cell that defines it."
+    unused = []
+    for path in LESSONS:
+        cs = [c for c in cells(path) if c.cell_type == 'code']
+        exported = '\n'.join(c.source for c in cs if re.search(r'^#\|\s*exports?\b', c.source, re.M))
+        rest = '\n'.join(c.source for c in cs if not re.search(r'^#\|\s*export', c.source, re.M))
+        rest += '\n'.join(p.read_text() for p in (ROOT/'tests').glob('*.py'))
+        rest += '\n'.join(p.read_text() for p in (ROOT/'scenimefy').glob('*.py') if p.stem != module(path))
+        names = [n.name for n in ast.parse(exported.replace('%pip', '#')).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+        unused += [f'{module(path)}.{n}' for n in names if not n.startswith('_')
+                   and not re.search(rf'\b{n}\b', rest) and len(re.findall(rf'\b{n}\b', exported)) < 2]
+    assert not unused, unused
+
+
+def test_paper_map_points_at_cells():
+    "Every cell that the index names exists in the notebook that it names."
+    table = next(c.source for c in cells(ROOT/'nbs'/'index.ipynb') if c.id == 'map')
+    ids = {number(p): {c.id for c in cells(p)} for p in LESSONS}
+    checked = 0
+    for row in table.splitlines():
+        nbs = re.findall(r'\((\d+[a-z]?)_\w+\.ipynb\)', row)
+        for cell in re.findall(r'`([a-z0-9-]+)`', row.split('|')[-2] if row.count('|') > 2 else ''):
+            checked += 1
+            assert any(cell in ids[n] for n in nbs), (cell, nbs)
+    assert checked >= 12
+
+
+def test_readme_is_the_index():
+    "README.md is made from index.ipynb by `make readme`."
+    assert readme_text() == (ROOT/'README.md').read_text(), 'run make readme'
+
+
+def test_every_linked_file_exists():
+    checked = 0
+    for path in NOTEBOOKS:
+        for c in cells(path):
+            if c.cell_type != 'markdown': continue
+            for link in re.findall(r'\]\(((?!http|#|attachment)[^)\s]+)\)', c.source):
+                checked += 1
+                name = link.split('#')[0]
+                assert (ROOT/'nbs'/name).exists() or name in PLANNED, f'{path.name}: {link}'
+    assert checked > 10
+
+
+PLANNED = {'03_stylegan.ipynb', '05_priors.ipynb', '07_finetune.ipynb', '08_selection.ipynb', '11_evaluate.ipynb',
+           '12_ablate.ipynb', '13_labs.ipynb', '14_bake.ipynb'}

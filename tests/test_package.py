@@ -1,0 +1,58 @@
+"The wheel: what is in it, and that it works outside the repository."
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='module')
+def wheel(tmp_path_factory):
+    out = tmp_path_factory.mktemp('wheel')
+    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation', '-q', '-w', str(out), str(ROOT)],
+                   check=True, capture_output=True)
+    return next(out.glob('*.whl'))
+
+
+def test_wheel_holds_what_is_needed_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as z:
+        names = z.namelist()
+        metadata = z.read(next(n for n in names if n.endswith('METADATA'))).decode()
+        entries = z.read(next(n for n in names if n.endswith('entry_points.txt'))).decode()
+    modules = {p.name for p in (ROOT/'scenimefy').glob('*.py')}
+    assert modules == {n.split('/')[1] for n in names if n.startswith('scenimefy/') and n.endswith('.py')}
+    weights = {p.name for p in (ROOT/'scenimefy'/'weights').iterdir()}
+    assert weights == {n.split('/')[-1] for n in names if n.startswith('scenimefy/weights/')} and weights
+    assert not [n for n in names if not n.startswith(('scenimefy/', 'scenimefy-'))], 'something else is in the wheel'
+    assert 'Requires-Python: >=3.10' in metadata and 'Requires-Dist: torch>=' in metadata
+    runtime = [line for line in metadata.splitlines() if line.startswith('Requires-Dist') and 'extra' not in line]
+    assert runtime and not any(p in line for line in runtime for p in ('nbdev', 'fastcore', 'pytest', 'scipy'))
+    assert 'scenimefy = scenimefy.cli:main' in entries
+    assert wheel.stat().st_size < 14e6
+
+
+def test_wheel_works_outside_the_repository(wheel, tmp_path):
+    "Unpacked elsewhere, with the repository out of sight: version, bundled weights, one picture."
+    site = tmp_path/'site'
+    with zipfile.ZipFile(wheel) as z: z.extractall(site)
+    from PIL import Image
+    Image.new('RGB', (33, 21), 'gray').save(tmp_path/'photo.png')
+    code = ('import scenimefy, sys; from pathlib import Path; from scenimefy.cli import main; '
+            f'assert Path(scenimefy.__file__).is_relative_to({str(site)!r}), scenimefy.__file__; '
+            'sys.argv = ["scenimefy", "stylize", "photo.png", "-o", "out", "--weights", "tiny", "--device", "cpu"]; main()')
+    env = dict(os.environ, PYTHONPATH=str(site), PYTHONSAFEPATH='1')
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert Image.open(tmp_path/'out'/'photo.png').size == (33, 21)
+
+
+def test_library_prints_and_imports_nothing_it_should_not():
+    "Importing the library is quiet and does not pull development tools in."
+    code = ('import sys; import scenimefy.semisup, scenimefy.stylize, scenimefy.cli; '
+            'print([m for m in ("nbdev", "fastcore", "execnb", "scipy", "IPython") if m in sys.modules])')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == '[]'
