@@ -150,10 +150,11 @@ def l1_to_truth(net, seeds:list, size:int=64, batch:int=20) -> tuple: # two tens
 
 # %% ../nbs/14b_demo.ipynb #exp-gain
 def gain(before, after) -> dict: # percent, its standard error, scenes improved
-    "How much closer the translation is than the photo."
+    "How much closer to the truth the translation is than the photo."
     each = before - after
     error = each.std()/len(each)**.5
-    return dict(photo=before.mean().item(), output=after.mean().item(), percent=100*(each.mean()/before.mean()).item(),
+    return dict(word='closer' if each.mean() >= 0 else 'farther',
+                photo=before.mean().item(), output=after.mean().item(), percent=100*abs(each.mean()/before.mean()).item(),
                 error=100*(error/before.mean()).item(), better=int((each > 0).sum()), n=len(each))
 
 # %% ../nbs/14b_demo.ipynb #exp-shown
@@ -230,7 +231,6 @@ section>p{margin:0 0 18px;color:var(--soft)}
 .grid{display:grid;gap:14px;margin:0 0 14px;align-items:start}
 .g2{grid-template-columns:1fr 1fr}.g3{grid-template-columns:1fr 1fr 1fr}.g6{grid-template-columns:repeat(6,1fr)}
 figure{margin:0}img{display:block;width:100%;height:auto;border-radius:10px}
-.photos img{width:auto;max-width:100%;max-height:420px}
 figcaption{font-size:.86rem;line-height:1.4;color:var(--soft);margin-top:6px;overflow-wrap:anywhere}
 .plain img{border-radius:0}
 table{border-collapse:collapse;background:var(--card);border:1px solid var(--line);border-radius:14px;overflow:hidden}
@@ -265,7 +265,7 @@ def photos_html(photos:list, small:int) -> str: # photos: list of Shown
         rows.append(grid_html(figures, len(figures)))
     return section_html('Your photos', 'The network has never seen a real photo; all it knows is a world of drawn hills, '
         f'lakes, trees and clouds. Its brush is a few pixels wide, so size matters: shrunk to {small} px a photo is repainted '
-        'in broad strokes, at full size it keeps its detail and is mostly recolored.', f'<div class="photos">{"".join(rows)}</div>')
+        'in broad strokes, at full size it keeps its detail and is mostly recolored.', *rows)
 
 def scenes_html(shown:list) -> str:
     "The section with held-out scenes beside their truth."
@@ -281,7 +281,7 @@ def measure_html(r:dict, size:int) -> str:
     rows = [(name, f'{v:.3f}', f'{v*127.5:.0f} of 255') for name,v in
             (('the photo itself', r['photo']), ('its translation', r['output']))]
     return section_html('How close to the truth?', f'Mean absolute difference to the true anime rendering on {r["n"]} held-out '
-        f'daytime scenes at {size} px. Translating brings a picture {r["percent"]:.0f} ± {r["error"]:.0f} % closer, and helps on '
+        f'daytime scenes at {size} px. Translations are {r["percent"]:.0f} ± {r["error"]:.0f} % {r["word"]}; better on '
         f'{r["better"]} of {r["n"]} scenes. Dusk is left out on purpose: this small network forgets the overall tone of a picture '
         'and paints day.', table_html(rows, ('compared with the truth', 'in [-1, 1]', 'in gray levels')))
 
@@ -300,7 +300,7 @@ def losses_html(log:dict) -> str:
     alt = 'Loss curves: ' + html.escape(', '.join(log))
     return section_html('How the losses went', 'One panel per loss over the training steps; pale: as logged, strong: running '
         'mean. The critics and the network that tries to fool them pull against each other, so these four settle instead of '
-        'falling to zero. The others should fall.', '<picture class="plain"><source media="(prefers-color-scheme:dark)" '
+        'falling to zero. Most of the others fall.', '<picture class="plain"><source media="(prefers-color-scheme:dark)" '
         f'srcset="{dark}"><img src="{light}" alt="{alt}"></picture>')
 
 # %% ../nbs/14b_demo.ipynb #exp-endsection
@@ -332,7 +332,7 @@ def write_page(page, body:str, result:dict, cfg, train_seconds:float, net, shown
     "Write the finished page: headline numbers, then `body`."
     per_scene = sorted(x.seconds for x in shown)[len(shown)//2]
     cards = ''.join(f'<div class="card"><b>{big}</b><span>{html.escape(small)}</span></div>' for big, small in (
-        (f'{result["percent"]:.0f} %', 'closer to the truth than the photo, on scenes it has never seen'),
+        (f'{result["percent"]:.0f} %', f'{result["word"]} to the truth than the photo, on scenes it has never seen'),
         (f'{train_seconds:.0f} s', f'of training: {cfg.epochs*cfg.epoch_steps:,} steps on {machine()}'),
         (f'{count_parameters(net)/1e6:.2f} M', 'weights in the translator, all learned here'),
         (f'{per_scene:.2f} s', f'to translate a scene of {shown[0].photo.width} px')))
@@ -358,7 +358,8 @@ def show_photos(net, files, folder, small, failed) -> list: # of Shown; reasons 
         while stem.casefold() in taken: stem, n = f'{Path(file).stem}-{n}', n+1   # two folders may both hold lake.jpg
         taken.add(stem.casefold())
         try: shown.append(show_photo(net, file, Path(folder)/f'{stem}.png', small))
-        except (UserError, OSError, MemoryError) as e: failed.append((str(file), f'{file}: {e}' if str(file) not in str(e) else str(e)))
+        except (UserError, OSError, MemoryError) as e:
+            failed.append((str(file), str(e) if str(file) in str(e) else f'{file}: {e}'))
     return shown
 
 # %% ../nbs/14b_demo.ipynb #exp-clock

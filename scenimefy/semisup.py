@@ -26,9 +26,8 @@ from .core import Settings, SettingsError, UserError, atomic_path, opt, pick_dev
 from .data import PairedSet, UnpairedSet, loader
 from .losses import (content, gamma, hard_negative_weights, hdce, lambda_sup, lsgan, patch_nce,
                               src)
-from .stylize import save_generator
 from .translator import (TAPS, PatchCritic, PatchHeads, ResnetGenerator, init_weights, sample_ids,
-                                  tap_channels)
+                                  save_generator, tap_channels, tap_shapes)
 
 # %% ../nbs/09_semisup.ipynb #exp-settings
 @dataclass(frozen=True)
@@ -70,9 +69,10 @@ class SemisupSettings(Settings):
     keep:         int   = opt(2, 'checkpoints that are kept', 'ours', lo=1)
 
     # Small networks start from torch's default weights, learn faster and trust the pairs more.
-    PRESETS = {'tiny': dict(size=64, load_size=128, batch=2, epochs=20, epoch_steps=60, ngf=16, n_blocks=6, ndf=24,
-                            n_layers=2, head_dim=64, n_patches=128, init='default', lr=4e-4, lam_style=.25,
-                            ema=.99, workers=0, log_every=10, sample_every=300, save_every=300),
+    PRESETS = {'tiny': dict(size=64, load_size=96, epochs=20, epoch_steps=40, ngf=16, n_blocks=6, ndf=24,
+                            n_layers=2, head_dim=64, n_patches=128, init='default', lr=3e-4, lam_gan=.5,
+                            lam_gan_sup=.5, lam_style=1.,
+                            ema=.99, workers=0, log_every=10, sample_every=400, save_every=400),
                'colab': dict(epochs=10, epoch_steps=600, precision='bf16', sample_every=250, save_every=500),
                'paper': {}}
 
@@ -130,8 +130,7 @@ def lr_factor(epoch:int, n_epochs:int=20) -> float:
 # %% ../nbs/09_semisup.ipynb #exp-helpers
 def draw_ids(cfg:SemisupSettings, step:int, device='cpu', rank:int=0) -> dict:
     "The patches that step `step` looks at, for each head: {'F': [ids per tap], 'F_s': …}."
-    sides = (cfg.size + 6, cfg.size, cfg.size//2, cfg.size//4, cfg.size//4)  # the first tap is the padded image
-    maps = [torch.empty(()).expand(1, 1, side, side) for side in sides]      # shapes without memory
+    maps = [torch.empty(()).expand(1, *shape) for shape in tap_shapes(cfg.size, cfg.size)]  # shapes without memory
     return {head: [i.to(device) for i in sample_ids(maps, cfg.n_patches, seeded('patches', head, cfg.seed, step, rank))]
             for head in ('F', 'F_s')}
 

@@ -7,16 +7,20 @@ __all__ = ['TAPS', 'without_autocast', 'reflect_pad', 'ReflectPad', 'instance_no
            'blur_pools', 'spread', 'BlurDown', 'FixedFilter', 'Downsample', 'blur_up', 'Upsample', 'ResnetBlock',
            'count_parameters', 'generator_layers', 'run_taps', 'check_input', 'ResnetGenerator', 'tap_channels',
            'tap_shapes', 'output_side', 'released_side', 'without', 'footprint', 'field_side', 'PatchCritic',
-           'unit_rows', 'columns', 'sample_ids', 'PatchHeads', 'check_heads', 'init_weights']
+           'unit_rows', 'columns', 'sample_ids', 'PatchHeads', 'check_heads', 'init_weights', 'WeightsError',
+           'save_generator']
 
 # %% ../nbs/04_translator.ipynb #exp-imports
-import contextlib
-import copy
-import math
+import contextlib, copy, json, math
+from pathlib import Path
+
 import torch
-from torch import nn
 import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
 from torch.autograd.function import once_differentiable
+
+from .core import UserError, atomic_path
 
 # %% ../nbs/04_translator.ipynb #exp-pad
 def without_autocast(device):
@@ -337,3 +341,23 @@ def init_weights(net, gain=0.02, generator=None):  # a CPU generator; None: the 
         weight.copy_(torch.empty(weight.shape).normal_(0, std, generator=generator))
         if layer.bias is not None: layer.bias.zero_()
     return net
+
+# %% ../nbs/04_translator.ipynb #exp-save
+class WeightsError(UserError):
+    "A weights file that cannot be used: which, why, and what to do."
+
+def save_generator(net:ResnetGenerator,
+                   path,         # ends in .safetensors
+                   **metadata    # strings, numbers or lists to store beside the weights
+                  ) -> Path:
+    "Write `net` as safetensors, whole or not at all."
+    path = Path(path)
+    if path.suffix != '.safetensors':
+        raise WeightsError(f'{path}: weights are written as .safetensors; rename it')
+    tensors = {k: v.detach().float().cpu().clone(memory_format=torch.contiguous_format)
+               for k, v in net.state_dict().items()}
+    about = dict(format='scenimefy.translator', in_ch=net.in_ch, out_ch=net.out_ch, ngf=net.ngf,
+                 n_blocks=net.n_blocks, **metadata)
+    about = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
+    with atomic_path(path) as tmp: save_file(tensors, tmp, about)
+    return path

@@ -141,8 +141,9 @@ def test_every_setting_is_a_flag(caught, folders, f):
 
 def test_help_names_value_unit_and_origin():
     text = ' '.join(run('train', '--help').output.split())
-    assert '--lam-style NUM StylePatchNCE [0.05, tiny 0.25; paper §4.1]' in text
-    assert '--identity / --no-identity' in text and '256 px, tiny 64' in text
+    tiny = SemisupSettings.preset('tiny')
+    assert f'--lam-style NUM StylePatchNCE [0.05, tiny {tiny.lam_style}; paper §4.1]' in text
+    assert '--identity / --no-identity' in text and f'256 px, tiny {tiny.size}' in text
 
 def test_presets(caught, folders):
     for name in SemisupSettings.presets(): assert run('train', *folders, '-o', 'r', '--preset', name).exit_code == 0
