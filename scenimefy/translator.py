@@ -312,11 +312,11 @@ class PatchHeads(nn.Module):
             self.add_module(f'mlp_{i}', mlp)
 
     def forward(self, feats, ids):
-        "Unit rows, float32 (B,S,dim) per tap, at positions `ids[l]` (S,) of `feats[l]`."
+        "Unit rows (B,S,dim) per tap, in the float32 of the heads, at positions `ids[l]` (S,) of `feats[l]`."
         check_heads(self.channels, feats, ids)
         mlps = [self.get_submodule(f'mlp_{i}') for i in range(len(feats))]
         with without_autocast(feats[0].device):
-            return [unit_rows(m(columns(f, i).float())) for m, f, i in zip(mlps, feats, ids)]
+            return [unit_rows(m(columns(f, i).to(m[0].weight.dtype))) for m, f, i in zip(mlps, feats, ids)]
 
 def check_heads(channels, feats, ids):
     "Raise ValueError unless there is one feature map and one list of positions per head."
