@@ -49,7 +49,8 @@ def flag(cls, f) -> inspect.Parameter:
 def with_flags(cls, fn):
     "`fn` with one keyword option for each field of settings class `cls` in place of its `**flags`."
     kept = [p for p in inspect.signature(fn).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    made = [flag(cls, f) for f in dataclasses.fields(cls) if f.name != 'base']    # the base is `--preset`
+    made = [flag(cls, f) for f in dataclasses.fields(cls) if f.name not in ('base', 'lam_content')]
+    # the base is `--preset`; content features have no flag until the library has a network for them
     def command(**given): return fn(**given)
     command.__signature__ = inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in kept] + made)
     command.__doc__, command.__name__ = fn.__doc__, fn.__name__
@@ -73,7 +74,9 @@ def chosen(cls, start, flags:dict):
 # %% ../nbs/15_cli.ipynb #exp-tell
 def one_line(text) -> str:
     "Text of an error on one line, whatever it holds."
-    return ' '.join(str(text).split()) or 'no further explanation'
+    text = ' '.join(str(text).split())
+    text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)  # a file name may hold terminal commands
+    return text or 'no further explanation'
 
 def tell(text): typer.echo(f'scenimefy: {one_line(text)}', err=True)
 
@@ -131,7 +134,6 @@ def main():
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError): stream.reconfigure(errors='replace')
     if not sys.stderr.isatty(): os.environ.setdefault('TQDM_MININTERVAL', '30')  # bars in a log file: a line now and then
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')  # read when torch is loaded: idle threads sleep, not spin
     try:
         try: app(prog_name='scenimefy')
         finally: sys.stdout.flush()
@@ -150,7 +152,7 @@ Device = Annotated[str, typer.Option(metavar='NAME', help='auto, cpu, cuda, cuda
 # %% ../nbs/15_cli.ipynb #exp-demo
 @app.command('demo')
 def demo_command(
-    photos: Annotated[Optional[List[Path]], typer.Argument(metavar='[PHOTO]...', show_default=False,
+    photos: Annotated[Optional[List[Path]], typer.Argument(metavar='[PHOTO...]', show_default=False,
                       help='Photos or folders of photos to translate as well.')] = None,
     out: Annotated[Path, folder('For the page and the pictures [scenimefy-demo].', '-o', '--out')] = Path('scenimefy-demo'),
     seconds: Annotated[float, typer.Option(min=.1, help='Training time to aim at.')] = 60.):
@@ -168,10 +170,10 @@ def demo_command(
 # %% ../nbs/15_cli.ipynb #exp-stylize
 @app.command('stylize')
 def stylize_command(
-    paths: Annotated[List[Path], typer.Argument(metavar='PATH...', help='Photos, or folders of photos.',
+    paths: Annotated[List[Path], typer.Argument(metavar='PATH', help='Photos, or folders of photos.',
                                                 show_default=False)],
     out: Annotated[Path, folder('For the anime scenes.', '-o', '--out')],
-    weights: Annotated[str, typer.Option(metavar='NAME|FILE', help='A known name (fetched on first use), '
+    weights: Annotated[str, typer.Option(metavar='NAME|FILE', help='tiny (a toy, bundled), shinkai (fetched on first use), '
                                          'a .safetensors or a .pth file.')] = 'shinkai',
     device: Device = 'auto'):
     "Turn photos into anime scenes of the same size."
@@ -311,10 +313,11 @@ def speed_findings(device:str='auto', repeat:int=3) -> list:
     "Seconds for one 256 px photo through a generator of the paper's size (random weights cost the same)."
     import torch
     from scenimefy.core import cost, pick_device
-    from scenimefy.stylize import translate
+    from scenimefy.stylize import quicken, translate
     from scenimefy.translator import ResnetGenerator
     device = pick_device(device)
     net = ResnetGenerator().eval().to(device, memory_format=torch.channels_last)
+    if device.type == 'cpu': net = quicken(net)   # as `stylize` does
     photo, times = torch.zeros(1, 3, 256, 256), []
     for _ in range(1 + repeat):           # the first pass warms up and does not count
         with cost(quiet=True) as c: translate(net, photo).cpu()

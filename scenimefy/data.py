@@ -351,7 +351,7 @@ class Steps(Sampler):
 # %% ../nbs/02_data.ipynb #exp-loader
 def _start_worker(number:int):
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C belongs to the trainer, which saves first
+    for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)  # theirs is the trainer, which saves first
 
 def loader(dataset,            # `UnpairedSet` or `PairedSet`
            batch:int,          # images per step and process

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from .core import Settings, UserError, atomic_path, cost, opt, pick_device, to_image
 from .data import find_images, read_image
-from .semisup import SemisupSettings, read_history, train
+from .semisup import SemisupSettings, Stopped, read_history, train
 from .stylize import load_generator, stylize
 from .translator import count_parameters
 from .world import HELD_OUT, caption, is_daytime, render, scenes, write_world
@@ -64,6 +64,8 @@ def work_folder(out # the demo's folder
                ) -> Path:
     "An empty `out/work`; one left by an earlier demo is cleared, anybody else's is an error."
     work = Path(out)/'work'
+    if (Path(out)/'index.html').exists() and not (work/MARK).exists():
+        raise UserError(f'{out} holds an index.html that the demo did not make; choose another folder with -o')
     if work.is_dir() and any(work.iterdir()):
         if not (work/MARK).exists():
             raise UserError(f'{work} holds files that the demo did not make; choose another folder with -o')
@@ -352,10 +354,10 @@ def failed_html(failed:list) -> str:
 # %% ../nbs/14b_demo.ipynb #exp-stylizeall
 def show_photos(net, files, folder, small, failed) -> list: # of Shown; reasons of failures are added to `failed`
     "Translate every photo into `folder`; one that fails does not stop the others."
-    shown, taken = [], set()
+    shown, taken, inputs = [], set(), {Path(f).resolve() for f in files}
     for file in files:
         stem, n = Path(file).stem, 2
-        while stem.casefold() in taken: stem, n = f'{Path(file).stem}-{n}', n+1   # two folders may both hold lake.jpg
+        while stem.casefold() in taken or (Path(folder)/f'{stem}.png').resolve() in inputs: stem, n = f'{Path(file).stem}-{n}', n+1   # nor over an input
         taken.add(stem.casefold())
         try: shown.append(show_photo(net, file, Path(folder)/f'{stem}.png', small))
         except (UserError, OSError, MemoryError) as e:
@@ -408,9 +410,11 @@ def demo(photos=(),             # files and folders
     clock('drawing a world to learn from')
     folders = draw_world(s, work/'world')
     clock('timing a few steps')
-    cfg = fit_budget((translator or SemisupSettings.preset('tiny')).but(seed=s.seed), s.seconds, folders)
-    clock('training')
-    weights = train(cfg, *folders, work/'run', on_step=on_step)
+    try:
+        cfg = fit_budget((translator or SemisupSettings.preset('tiny')).but(seed=s.seed), s.seconds, folders)
+        clock('training')
+        weights = train(cfg, *folders, work/'run', on_step=on_step)
+    except Stopped as e: raise Stopped(f'{str(e).split(" after")[0]}; run the demo again') from None
     clock('measuring on held-out scenes')
     net, seeds = load_generator(weights), held_out(max(s.n_test, s.n_show))
     result = gain(*l1_to_truth(net, seeds[:s.n_test], s.test_size))

@@ -81,6 +81,7 @@ class SemisupSettings(Settings):
         if self.load_size < self.size:
             raise SettingsError(f'load_size = {self.load_size} is smaller than size = {self.size}; '
                                 'a crop cannot be larger than the image it is cut from')
+        if len(self.betas) != 2: raise SettingsError(f'betas = {self.betas} must be two numbers, such as 0.5,0.999')
         if self.size % 4: raise SettingsError(f'size = {self.size} is no multiple of 4, so G would change it; '
                                               f'take {max(16, round(self.size/4)*4)}')
         if not any(term_weights(self, 1).values()): raise SettingsError('every term has weight 0: nothing would be learned')
@@ -297,7 +298,7 @@ def save_checkpoint(run, step:int, cfg, tensors:dict, data:dict) -> Path:
     path = Path(run)/'checkpoints'/f'step-{step:08d}.safetensors'
     meta = dict(format='scenimefy.checkpoint', version='1', step=str(step), settings=cfg.to_json(), data=json.dumps(data))
     with atomic_path(path) as tmp: save_file(tensors, tmp, metadata=meta)
-    for old in checkpoints(run)[:-cfg.keep]: old.unlink(missing_ok=True)
+    for old in [*checkpoints(run)[:-cfg.keep], *path.parent.glob('.step-*')]: old.unlink(missing_ok=True)
     return path
 
 def checkpoints(run) -> list:
@@ -325,20 +326,22 @@ class History:
     "RUN/log.jsonl: one JSON object per logged step; entries after `start` belong to a life that was lost, and go."
     def __init__(self, path, start:int=0):
         self.path = Path(path)
-        kept = [line for line in read_lines(self.path) if json.loads(line)['step'] <= start]
-        with atomic_path(self.path) as tmp: tmp.write_text(''.join(line + '\n' for line in kept))
+        kept = [e for e in read_lines(self.path) if e['step'] <= start]
+        with atomic_path(self.path) as tmp: tmp.write_text(''.join(json.dumps(e) + '\n' for e in kept))
     def write(self, **entry):
         with open(self.path, 'a') as f: f.write(json.dumps(entry) + '\n')
 
 def read_lines(path) -> list:
-    "The whole lines of a JSONL file; a last line cut short by a crash is left out."
+    "The entries of a JSONL file; what a crash or a bad disk left of others is passed over."
     if not Path(path).exists(): return []
-    lines = Path(path).read_text().split('\n')
-    return [line for line in lines[:-1] if line]
+    entries = []
+    for line in Path(path).read_text(errors='replace').splitlines():
+        with contextlib.suppress(ValueError): entries.append(json.loads(line))
+    return [e for e in entries if isinstance(e, dict) and 'step' in e]
 
 def read_history(run) -> dict:
     "{name: list of values} of RUN/log.jsonl, for drawing."
-    entries = [json.loads(line) for line in read_lines(Path(run)/'log.jsonl')]
+    entries = read_lines(Path(run)/'log.jsonl')
     return {k: [e.get(k) for e in entries] for k in (entries[-1] if entries else {})}
 
 # %% ../nbs/09_semisup.ipynb #exp-helpers-run
@@ -399,6 +402,8 @@ class Run:
         if cfg.lam_content and features is None:
             raise SettingsError('lam_content needs `features`, a function from images to features')
         self.cfg, self.folder, self.features, self.step = cfg, Path(run), features, 0
+        try: self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise UserError(f'cannot write to {run}: {e.strerror}; choose another folder') from None
         self.unpaired = UnpairedSet(photos, anime, cfg.size, cfg.load_size, cfg.seed)
         self.paired = PairedSet(pairs, cfg.size, cfg.load_size, cfg.seed)
         self.accelerator = Accelerator(cpu=pick_device(device).type == 'cpu', log_with='tensorboard', project_dir=run)
@@ -423,6 +428,12 @@ class Run:
         for p in (p for n in names for p in getattr(self.nets, n).parameters() if p.grad is not None):
             p.grad = self.accelerator.reduce(p.grad, 'mean')
 
+    def anywhere(self, arrived:list) -> list:
+        "The signals that arrived, here or in another process: all stop together, or they wait for each other forever."
+        if self.world == 1: return arrived
+        count = self.accelerator.reduce(torch.tensor(len(arrived), device=self.device), 'sum').item()
+        return arrived or ['a signal to another process']*count
+
     def take_step(self, batch) -> dict:
         "One step on the batch of step number `self.step`."
         epoch = self.step//self.epoch_steps + 1
@@ -436,12 +447,23 @@ class Run:
         return losses
 
     def save(self):
-        "A checkpoint, and the translator alone in a file that `stylize` reads."
+        "A checkpoint, and the translator alone; nothing is written if a weight is not finite or the disk is full."
         if not self.main: return
-        save_checkpoint(self.folder, self.step, self.cfg, state_tensors(self.nets, self.optims, self.average),
-                        fingerprint(self.unpaired, self.paired))
-        save_generator(self.average or self.nets.G, self.folder/'translator.safetensors', settings=self.cfg.to_json(),
-                       step=str(self.step))
+        tensors = state_tensors(self.nets, self.optims, self.average)
+        bad = next((k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()), None)
+        if bad: raise Diverged(f'the training diverged by step {self.step}: {bad} holds NaN or infinity; the newest '
+                               'checkpoint is older and whole. Start again with a smaller lr, or with precision fp32')
+        data = {**fingerprint(self.unpaired, self.paired), 'processes': [self.world, '']}
+        try:
+            save_checkpoint(self.folder, self.step, self.cfg, tensors, data)
+            self.export()
+        except (OSError, SafetensorError) as e:
+            raise UserError(f'the state cannot be saved in {self.folder}: {e}; free some space, then --resume') from None
+
+    def export(self):
+        "Write the translator alone, as a file that `stylize` reads."
+        if self.main: save_generator(self.average or self.nets.G, self.folder/'translator.safetensors',
+                                     settings=self.cfg.to_json(), step=str(self.step))
 
 # %% ../nbs/09_semisup.ipynb #exp-resume
 SAVE_SECONDS = 600  # at the latest after ten minutes, whatever `save_every` says
@@ -461,11 +483,16 @@ def resume_run(run:Run):
     if changed: raise SettingsError(f"a resumed run keeps its settings, but these differ: {', '.join(changed)}; "
                                     'leave them as they were, or start a new run')
     was, now = json.loads(meta['data']), fingerprint(run.unpaired, run.paired)
+    if was['processes'][0] != run.world:
+        raise CheckpointError(f"the run had {was['processes'][0]} processes and now has {run.world}; use as many as before")
     moved = [f'{k}: {was[k][0]} → {now[k][0]} files' for k in now if was.get(k) != now[k]]
     if moved: raise CheckpointError(f"the folders have changed since ({'; '.join(moved)}), so the run would see "
                                     'other images; restore them, or start a new run')
+    if run.main:
+        for later in found[found.index(path) + 1:]: later.rename(later.with_suffix('.damaged'))
     restore(tensors, run.nets, run.optims, run.average)
     run.step = int(meta['step'])
+    run.export()  # a life that ended between two files may have left an older one
 
 # %% ../nbs/09_semisup.ipynb #exp-train
 def train(cfg:SemisupSettings, # the settings
@@ -476,10 +503,11 @@ def train(cfg:SemisupSettings, # the settings
           on_step=None,        # called as on_step(step, n_steps, losses) after every logged step
           device:str='auto', features=None  # content features, if `lam_content` is used
          ) -> Path:            # RUN/translator.safetensors
-    "Train a translator. Raises `Stopped` after SIGTERM or Ctrl-C, `Diverged` at NaN; both leave a state to resume."
+    "Train a translator. `Stopped` (SIGTERM, Ctrl-C) leaves a state to resume; `Diverged` (NaN) the checkpoints before it."
     r = Run(cfg, photos, anime, pairs, run, device, features)
     if resume: resume_run(r)
-    elif checkpoints(r.folder): raise UserError(f'{run} already holds a training run; add --resume to go on, or choose another folder')
+    elif checkpoints(r.folder) or any((r.folder/f).exists() for f in ('settings.json', 'translator.safetensors')): raise UserError(f'{run} already holds a training run (or another one\'s files); '
+                                       'add --resume to go on, or choose another folder')
     if r.main:
         with atomic_path(r.folder/'settings.json') as tmp: tmp.write_text(cfg.to_json())
         history = History(r.folder/'log.jsonl', r.step)
@@ -500,13 +528,14 @@ def train(cfg:SemisupSettings, # the settings
                     history.write(**entry, **losses, seconds=(time.perf_counter() - began)/(r.step - first))
                     r.accelerator.log(losses, step=r.step)
                     if on_step: on_step(r.step, r.n_steps, losses)
-            if r.main and (r.step % cfg.sample_every == 0 or r.step == r.n_steps):
-                write_png(r.folder/'samples'/f'{r.step:08d}.png', sample_sheet(r.average or r.nets.G, *shown))
-            stop = list(arrived)
+            stop = r.anywhere(list(arrived))
             late = time.perf_counter() - saved > SAVE_SECONDS
             if stop or late or r.step % cfg.save_every == 0 or r.step == r.n_steps:
                 look_at(losses, r)
                 r.save(); saved = time.perf_counter()
+            if r.main and (r.step % cfg.sample_every == 0 or r.step == r.n_steps):
+                look_at(losses, r)
+                write_png(r.folder/'samples'/f'{r.step:08d}.png', sample_sheet(r.average or r.nets.G, *shown))
             if stop: raise Stopped(f'stopped by {stop[0]} after step {r.step} of {r.n_steps}; the state is saved, '
                                       f'go on with --resume')
     r.accelerator.end_training()

@@ -244,7 +244,8 @@ def _misfit(tensors, sizes):
 
 def _build(tensors):
     "A generator holding `tensors`; ValueError says what does not fit."
-    if not (isinstance(tensors, dict) and tensors and all(torch.is_tensor(v) for v in tensors.values())):
+    if not (isinstance(tensors, dict) and tensors
+            and all(isinstance(k, str) and torch.is_tensor(v) for k, v in tensors.items())):
         raise ValueError('this is no dictionary of tensors but a whole training state or another object')
     try: sizes = _sizes(tensors)
     except (KeyError, IndexError):
@@ -483,7 +484,10 @@ def _sources(paths, out):
 # %% ../nbs/10_stylize.ipynb #exp-names-out
 def _name_outputs(sources, out):
     "[(photo, output)]: `name.png`, or `name.jpg.png` where two photos would share it; never an input."
-    inputs = {p.resolve() for p, _ in sources}
+    inputs, homes = {p.resolve() for p, _ in sources}, {p.parent.resolve() for p, _ in sources}
+    def spare(path):                                     # among the photos nothing that lies there is overwritten
+        path = path.resolve()
+        return path not in inputs and not (path.parent in homes and path.exists())
     key = lambda path: str(path).casefold()              # X.png and x.png are one file on some disks
     wish = [key(place.with_suffix('')) for _, place in sources]
     sharing, taken, jobs = Counter(wish), set(), []
@@ -491,7 +495,7 @@ def _name_outputs(sources, out):
         names = [place.with_suffix('.png')] if sharing[w] == 1 else []
         numbered = (place.with_name(f'{place.name}-{i}.png') for i in itertools.count(2))
         names = itertools.chain(names, [place.with_name(f'{place.name}.png')], numbered)
-        name = next(n for n in names if key(n) not in taken and (out/n).resolve() not in inputs)
+        name = next(n for n in names if key(n) not in taken and spare(out/n))
         taken.add(key(name)); jobs.append((photo, out/name))
     return jobs
 
@@ -515,7 +519,12 @@ def stylize_folder(paths,                # files and folders, or one of them
     paths = [Path(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     sources, report.failed = _sources(paths, out)
     jobs = _name_outputs(sources, out)
+    if not jobs: return report
     net = weights if isinstance(weights, nn.Module) else _ready(weights, device, precision)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK): raise PermissionError(errno.EACCES, 'no permission')
+    except OSError as e: raise UserError(f'cannot write to {out}: {e.strerror}; choose another folder') from None
     for photo, target in tqdm(jobs, desc='stylize', disable=not progress):
         try:
             if not target.parent.resolve().is_relative_to(out.resolve()):

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from scenimefy.core import SettingsError, UserError, seeded
-from scenimefy.semisup import (CheckpointError, Networks, SemisupSettings, checkpoints, draw_ids, fast_step, make_optimizers,
+from scenimefy.semisup import (CheckpointError, Diverged, Networks, SemisupSettings, checkpoints, draw_ids, fast_step, make_optimizers,
                                plain_step, read_history, read_lines, train)
 from scenimefy.translator import TAPS, PatchCritic, PatchHeads, ResnetGenerator, tap_channels
 
@@ -151,7 +151,7 @@ def test_history_of_a_lost_life_is_dropped(folders, tmp_path):
     log.write_text(log.read_text() + '{"step": 13, "to')          # and a line that the crash cut short
     before = read_history(tmp_path/'run')['total']
     train(TOY, *folders, tmp_path/'run', resume=True)
-    assert [json.loads(x)['step'] for x in read_lines(log)] == list(range(1, 13))
+    assert [e['step'] for e in read_lines(log)] == list(range(1, 13))
     assert read_history(tmp_path/'run')['total'] == before
 
 
@@ -168,10 +168,35 @@ def test_broken_checkpoint_falls_back(folders, tmp_path):
 
 
 def test_finished_run_resumes_to_nothing(folders, tmp_path):
-    "Resuming a finished run is no error and changes nothing."
+    "Resuming a finished run is no error, changes nothing, and puts a lost translator back."
     weights = train(TOY, *folders, tmp_path/'run')
-    before = weights.read_bytes()
-    assert train(TOY.but(save_every=1), *folders, tmp_path/'run', resume=True).read_bytes() == before
+    before = load_file(weights)
+    weights.unlink()
+    after = load_file(train(TOY.but(save_every=1), *folders, tmp_path/'run', resume=True))
+    assert all((before[k] == after[k]).all() for k in before)
+
+
+def test_damaged_history_does_not_block(folders, tmp_path):
+    train(TOY, *folders, tmp_path/'run')
+    before = read_history(tmp_path/'run')['total']
+    with open(tmp_path/'run'/'log.jsonl', 'ab') as f: f.write(bytes(3) + b'\n[1]\n{"a": 1}\n')
+    train(TOY, *folders, tmp_path/'run', resume=True)
+    assert read_history(tmp_path/'run')['total'] == before
+
+
+def test_nan_in_a_weight_is_never_saved(folders, tmp_path, monkeypatch):
+    "The losses of a step are finite and its update is not: neither a checkpoint nor a translator holds it."
+    from scenimefy import semisup
+    def poisoned(nets, *args, **kwargs):
+        losses = fast_step(nets, *args, **kwargs)
+        poisoned.steps += 1
+        if poisoned.steps == 4: next(nets.G.parameters()).data[0] = float('nan')
+        return losses
+    poisoned.steps = 0
+    monkeypatch.setattr(semisup, 'fast_step', poisoned)
+    with pytest.raises(Diverged, match='step 4'): train(TOY, *folders, tmp_path/'run')
+    assert [c.stem for c in checkpoints(tmp_path/'run')] == ['step-00000002']
+    assert all(t.isfinite().all() for t in load_file(tmp_path/'run'/'translator.safetensors').values())
 
 
 # ---- what decides the result, and what does not
@@ -245,6 +270,16 @@ def test_two_processes_equal_one_with_twice_the_batch(folders, tmp_path):
 
 
 # ---- what is refused
+
+def test_a_file_in_place_of_the_run_folder(folders, tmp_path):
+    (tmp_path/'run').write_text('mine')
+    with pytest.raises(UserError, match='cannot write'): train(TOY, *folders, tmp_path/'run')
+    assert (tmp_path/'run').read_text() == 'mine'
+
+
+def test_betas_are_two():
+    with pytest.raises(SettingsError, match='two numbers'): TOY.but(betas=(.5,))
+
 
 def test_lam_content_needs_features(folders, tmp_path):
     with pytest.raises(SettingsError, match='features'): train(TOY.but(lam_content=1.), *folders, tmp_path/'run')
