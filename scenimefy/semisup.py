@@ -406,8 +406,10 @@ class Run:
         except OSError as e: raise UserError(f'cannot write to {run}: {e.strerror}; choose another folder') from None
         self.unpaired = UnpairedSet(photos, anime, cfg.size, cfg.load_size, cfg.seed)
         self.paired = PairedSet(pairs, cfg.size, cfg.load_size, cfg.seed)
-        self.accelerator = Accelerator(cpu=pick_device(device).type == 'cpu', log_with='tensorboard', project_dir=run)
-        self.device, self.world = self.accelerator.device, self.accelerator.num_processes
+        chosen = pick_device(device)
+        self.accelerator = Accelerator(log_with='tensorboard', project_dir=run)
+        self.world = self.accelerator.num_processes
+        self.device = chosen if self.world == 1 else self.accelerator.device  # several processes: each its own card
         self.rank, self.main = self.accelerator.process_index, self.accelerator.is_main_process
         self.epoch_steps = cfg.epoch_steps or max(1, len(self.unpaired)//(cfg.batch*self.world))
         self.n_steps = self.epoch_steps*cfg.epochs
