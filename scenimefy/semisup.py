@@ -490,6 +490,7 @@ def resume_run(run:Run):
     moved = [f'{k}: {was[k][0]} → {now[k][0]} files' for k in now if was.get(k) != now[k]]
     if moved: raise CheckpointError(f"the folders have changed since ({'; '.join(moved)}), so the run would see "
                                     'other images; restore them, or start a new run')
+    run.accelerator.wait_for_everyone()  # all have read before one renames
     if run.main:
         for later in found[found.index(path) + 1:]: later.rename(later.with_suffix('.damaged'))
     restore(tensors, run.nets, run.optims, run.average)
@@ -510,6 +511,7 @@ def train(cfg:SemisupSettings, # the settings
     if resume: resume_run(r)
     elif checkpoints(r.folder) or any((r.folder/f).exists() for f in ('settings.json', 'translator.safetensors')): raise UserError(f'{run} already holds a training run (or another one\'s files); '
                                        'add --resume to go on, or choose another folder')
+    r.accelerator.wait_for_everyone()  # all have looked at the folder before the first one writes to it
     if r.main:
         with atomic_path(r.folder/'settings.json') as tmp: tmp.write_text(cfg.to_json())
         history = History(r.folder/'log.jsonl', r.step)
