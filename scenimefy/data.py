@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'SUFFIXES', 'as_rgb', 'ImageError', 'read_image', 'natural_key', 'find_images', 'Transform',
-           'visited', 'Shelf', 'UnpairedSet', 'match_pairs', 'PairedSet', 'Steps', 'loader']
+           'visited', 'Shelf', 'UnpairedSet', 'match_pairs', 'PairedSet', 'ImageSet', 'Steps', 'loader']
 
 # %% ../nbs/02_data.ipynb #exp-imports
 import functools, io, os, re, signal, stat, warnings
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .core import SettingsError, UserError, seeded, to_model
@@ -263,8 +263,8 @@ class Shelf:
 
 # %% ../nbs/02_data.ipynb #exp-unpaired
 class _Positions(Dataset):
-    "What both sets share: any position ≥ 0 is valid, and `len` positions make one epoch."
-    shelves = ()
+    "What the sets share: any position ≥ 0 is valid, and `len` positions make one epoch."
+    shelves, names = (), ()   # one name per shelf
     def __iter__(self): return (self[p] for p in range(len(self)))  # one epoch, not for ever
     def __getitem__(self, position:int) -> tuple: return self._sample(position)[1]
     def files(self, position:int) -> tuple:
@@ -277,6 +277,7 @@ class _Positions(Dataset):
 
 class UnpairedSet(_Positions):
     "Photos in a fresh order each pass, anime drawn at random: `set[position] -> (x, y)`."
+    names = 'photos', 'anime'
     def __init__(self, photos, anime,      # folders, files or lists of them
                  size:int=256, load_size:int=None, seed:int=0):
         self.shelves = tuple(Shelf(where if isinstance(where, (str, os.PathLike)) else name,
@@ -324,6 +325,7 @@ def match_pairs(folder) -> list:  # of (file of trainA, file of trainB), in natu
 # %% ../nbs/02_data.ipynb #exp-paired
 class PairedSet(_Positions):
     "Pairs matched by stem, in a fresh order each pass: `set[position] -> (xp, yp)`, one draw for both."
+    names = 'pairs',
     def __init__(self, folder,  # holds `trainA/` (photos) and `trainB/` (anime)
                  size:int=256, load_size:int=None, seed:int=0):
         self.shelves = (Shelf(folder, match_pairs(folder)),)
@@ -336,6 +338,26 @@ class PairedSet(_Positions):
         files, ims = self.shelves[0].take(visited(position, len(self), self.seed, 'pair'))
         draw = self.transform.draw(seeded(self.seed, 'pair', position))   # one coin, one window
         return files, tuple(self.transform(im, *draw) for im in ims)
+
+# %% ../nbs/02_data.ipynb #exp-single
+class ImageSet(_Positions):
+    "One folder in a fresh order each pass, middle squares, half of them mirrored: `set[position] -> (x,)`."
+    def __init__(self, folder,            # folder, file or list of files
+                 size:int=256,      # side of the square, px
+                 seed:int=0, name:str='photos'):  # what the pictures are, in messages and in the order's seed
+        self.names = name,
+        self.shelves = Shelf(folder if isinstance(folder, (str, os.PathLike)) else name,
+                             [(p,) for p in find_images(folder)]),
+        self.size, self.seed = size, seed
+
+    def __len__(self): return len(self.shelves[0])
+
+    def _sample(self, position):
+        if position < 0: raise IndexError(f'position {position} is negative; positions count from 0')
+        files, (im,) = self.shelves[0].take(visited(position, len(self), self.seed, self.names[0]))
+        x = to_model(ImageOps.fit(im, (self.size,)*2, Image.Resampling.LANCZOS))[0]   # shorter side, then the middle
+        flip = torch.rand(1, generator=seeded(self.seed, self.names[0], position)) < .5
+        return files, (x.flip(-1) if flip else x,)
 
 # %% ../nbs/02_data.ipynb #exp-steps
 class Steps(Sampler):
@@ -353,13 +375,13 @@ def _start_worker(number:int):
     torch.set_num_threads(1)
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)  # theirs is the trainer, which saves first
 
-def loader(dataset,            # `UnpairedSet` or `PairedSet`
+def loader(dataset,            # one of the sets above
            batch:int,          # images per step and process
            start:int=0,        # first step
            steps:int=None,     # how many; default: one epoch
            workers:int=0,      # processes that read ahead; 0 reads in this one
            rank:int=0, world:int=1 # this process among all
-          ) -> DataLoader:     # of batches (x, y), each (batch,3,H,W)
+          ) -> DataLoader:     # of batches (x, y) or (x,), each (batch,3,H,W)
     "The batches of steps `start` … `start+steps-1`, the same for any number of workers and any start."
     for name, value, low in (('batch', batch, 1), ('start', start, 0), ('steps', steps or 0, 0), ('workers', workers, 0)):
         if value < low: raise SettingsError(f'{name} = {value} must be at least {low}')

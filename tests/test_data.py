@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageCms, ImageFile
 
 from scenimefy import data
-from scenimefy.core import SettingsError, seeded
-from scenimefy.data import (FORMATS, ImageError, PairedSet, Steps, Transform, UnpairedSet, as_rgb, find_images,
-                            loader, match_pairs, read_image)
+from scenimefy.core import SettingsError, seeded, to_model
+from scenimefy.data import (FORMATS, ImageError, ImageSet, PairedSet, Steps, Transform, UnpairedSet, as_rgb,
+                            find_images, loader, match_pairs, read_image)
 
 RNG = np.random.default_rng(0)
 
@@ -371,6 +371,33 @@ def test_unpaired_statistics(domains):
     plain = {f: s.transform(read_image(f)) for row in files for f in row}
     flips = np.array([[not torch.equal(x, plain[f]) for x, f in zip(s[p], files[p])] for p in range(300)])
     assert (abs(flips.mean(0) - .5) < .1).all() and abs((flips[:, 0] == flips[:, 1]).mean() - .5) < .1
+
+
+def test_one_folder(domains, tmp_path):
+    s, again = ImageSet(domains/'A', 8, seed=3), ImageSet(find_images(domains/'A'), 8, seed=3)
+    order = list(range(20)); random.Random(0).shuffle(order)
+    shuffled = {p: again[p] for p in order}
+    assert all(same(s[p], shuffled[p]) for p in range(20)) and s.files(7) == again.files(7)
+    assert not all(same(s[p], ImageSet(domains/'A', 8, seed=4)[p]) for p in range(5))
+    for i in range(0, 20, 5): assert len({s.files(p) for p in range(i, i+5)}) == 5       # all pictures in each pass
+    assert len(s) == 5 and s.names == ('photos',) and ImageSet(domains/'B', 8, name='anime').names == ('anime',)
+    (tmp_path/'wide').mkdir()
+    for i in range(3): picture(28, 14, seed=i).save(tmp_path/'wide'/f'{i}.png')
+    w, turned = ImageSet(tmp_path/'wide', 8), 0
+    plain = {f: to_model(read_image(f).resize((16, 8), Image.Resampling.LANCZOS).crop((4, 0, 12, 8)))[0]
+             for f in find_images(tmp_path/'wide')}                           # shorter side, then the middle
+    for p in range(100):
+        (x,), want = w[p], plain[w.files(p)[0]]
+        mirrored = (x - want).abs().max() > .02
+        torch.testing.assert_close(x, want.flip(-1) if mirrored else want, rtol=0, atol=.02)
+        turned += mirrored.item()
+    assert 30 < turned < 70
+    assert {tuple(b[0].shape) for b in loader(s, 2, steps=3)} == {(2, 3, 8, 8)}
+    with pytest.raises(IndexError): s[-1]
+    bad = tmp_path/'bad'; bad.mkdir(); (bad/'0.png').write_bytes(b'gone'); picture().save(bad/'1.png')
+    with pytest.warns(UserWarning, match='left out'): assert [ImageSet(bad, 8).files(p)[0].name for p in range(4)] == ['1.png']*4
+    tall = tmp_path/'tall'; tall.mkdir(); picture(3, 40).save(tall/'a.png')              # smaller than the square: enlarged
+    assert ImageSet(tall, 8)[0][0].shape == (3, 8, 8)
 
 
 def test_pairs(domains):

@@ -1,5 +1,4 @@
-"The trainer: the reference numbers, a life cut short, several processes, and what must be refused."
-import json
+"The translator's trainer: the reference numbers, a life cut short, several processes, and what must be refused."
 import os
 import signal
 import socket
@@ -12,10 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from scenimefy.core import SettingsError, UserError, seeded
-from scenimefy.semisup import (CheckpointError, Diverged, Networks, SemisupSettings, checkpoints, draw_ids, fast_step, make_optimizers,
-                               plain_step, read_history, read_lines, train)
-from scenimefy.translator import TAPS, PatchCritic, PatchHeads, ResnetGenerator, tap_channels
+from scenimefy.core import SettingsError, seeded
+from scenimefy.runs import Diverged, checkpoints, read_history
+from scenimefy.semisup import Networks, SemisupSettings, draw_ids, fast_step, make_optimizers, plain_step, train
+from scenimefy.translator import TAPS, ResnetGenerator
 
 TOY = SemisupSettings.preset('tiny').but(size=16, load_size=20, ngf=4, n_blocks=5, ndf=4, n_layers=1, head_dim=8, n_patches=8,
                                          batch=1, epochs=4, epoch_steps=3, log_every=1, save_every=2, sample_every=100)
@@ -143,46 +142,6 @@ def test_sigkill_and_resume(folders, tmp_path):
     assert all((a[k] == b[k]).all() for k in a)
 
 
-def test_history_of_a_lost_life_is_dropped(folders, tmp_path):
-    train(TOY, *folders, tmp_path/'run')
-    log = tmp_path/'run'/'log.jsonl'
-    for c in checkpoints(tmp_path/'run')[1:]: c.unlink()          # only step 10 of 12 is left
-    log.write_text(log.read_text() + '{"step": 13, "to')          # and a line that the crash cut short
-    before = read_history(tmp_path/'run')['total']
-    train(TOY, *folders, tmp_path/'run', resume=True)
-    assert [e['step'] for e in read_lines(log)] == list(range(1, 13))
-    assert read_history(tmp_path/'run')['total'] == before
-
-
-def test_broken_checkpoint_falls_back(folders, tmp_path):
-    train(TOY, *folders, tmp_path/'run')
-    before = read_history(tmp_path/'run')['total']
-    newest = checkpoints(tmp_path/'run')[-1]
-    newest.write_bytes(newest.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match='trying the one before'): train(TOY, *folders, tmp_path/'run', resume=True)
-    assert read_history(tmp_path/'run')['total'] == before
-    for c in checkpoints(tmp_path/'run'): c.write_bytes(b'no')
-    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match='start a new run'):
-        train(TOY, *folders, tmp_path/'run', resume=True)
-
-
-def test_finished_run_resumes_to_nothing(folders, tmp_path):
-    "Resuming a finished run is no error, changes nothing, and puts a lost translator back."
-    weights = train(TOY, *folders, tmp_path/'run')
-    before = load_file(weights)
-    weights.unlink()
-    after = load_file(train(TOY.but(save_every=1), *folders, tmp_path/'run', resume=True))
-    assert all((before[k] == after[k]).all() for k in before)
-
-
-def test_damaged_history_does_not_block(folders, tmp_path):
-    train(TOY, *folders, tmp_path/'run')
-    before = read_history(tmp_path/'run')['total']
-    with open(tmp_path/'run'/'log.jsonl', 'ab') as f: f.write(bytes(3) + b'\n[1]\n{"a": 1}\n')
-    train(TOY, *folders, tmp_path/'run', resume=True)
-    assert read_history(tmp_path/'run')['total'] == before
-
-
 def test_nan_in_a_weight_is_never_saved(folders, tmp_path, monkeypatch):
     "The losses of a step are finite and its update is not: neither a checkpoint nor a translator holds it."
     from scenimefy import semisup
@@ -273,31 +232,12 @@ def test_two_processes_equal_one_with_twice_the_batch(folders, tmp_path):
 
 # ---- what is refused
 
-def test_a_file_in_place_of_the_run_folder(folders, tmp_path):
-    (tmp_path/'run').write_text('mine')
-    with pytest.raises(UserError, match='cannot write'): train(TOY, *folders, tmp_path/'run')
-    assert (tmp_path/'run').read_text() == 'mine'
-
-
 def test_betas_are_two():
     with pytest.raises(SettingsError, match='two numbers'): TOY.but(betas=(.5,))
 
 
 def test_lam_content_needs_features(folders, tmp_path):
     with pytest.raises(SettingsError, match='features'): train(TOY.but(lam_content=1.), *folders, tmp_path/'run')
-
-
-def test_run_folder_is_not_overwritten(folders, tmp_path):
-    train(TOY.but(epochs=2), *folders, tmp_path/'run')
-    with pytest.raises(UserError, match='--resume'): train(TOY.but(epochs=2), *folders, tmp_path/'run')
-
-
-def test_checkpoint_of_another_kind_is_refused(folders, tmp_path):
-    "The translator alone is a safetensors file too, but no checkpoint."
-    weights = train(TOY.but(epochs=2), *folders, tmp_path/'run')
-    for c in checkpoints(tmp_path/'run'): c.write_bytes(weights.read_bytes())
-    with pytest.warns(UserWarning, match='no checkpoint'), pytest.raises(CheckpointError):
-        train(TOY.but(epochs=2), *folders, tmp_path/'run', resume=True)
 
 
 def test_bf16_keeps_the_heads_in_fp32(folders, tmp_path):

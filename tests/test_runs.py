@@ -1,0 +1,312 @@
+"The loop that all trainings share: lives cut short at any step, files that were hurt, and what must be refused."
+import json
+import signal
+import threading
+import types
+from dataclasses import dataclass
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import scenimefy.runs as runs
+from scenimefy.core import SettingsError, UserError, opt, seeded
+from scenimefy.data import ImageSet
+from scenimefy.runs import (CheckpointError, Diverged, RunSettings, Stopped, TrainingRun, checkpoints, read_checkpoint,
+                            read_history, read_lines, restore, run_training, state_tensors, stop_signals, update_average)
+
+
+@dataclass(frozen=True)
+class LineSettings(RunSettings):
+    "Two numbers that learn the brightness and the contrast of small pictures."
+    size:  int   = opt(8, 'side', 'test', lo=2)
+    batch: int   = opt(2, 'images', 'test', lo=1)
+    steps: int   = opt(9, 'length', 'test', lo=1)
+    lr:    float = opt(.1, 'Adam step size', 'test', lo=0.)
+
+
+class LineRun(TrainingRun):
+    result = 'line.safetensors'
+    def __init__(self, cfg, photos, run):
+        super().__init__(cfg, run, 'cpu')
+        torch.manual_seed(cfg.seed)                                 # the dice are part of the state that we compare
+        self.sets, self.n_steps = (ImageSet(photos, cfg.size, cfg.seed),), cfg.steps
+        self.nets = nn.ModuleDict({'G': nn.Linear(1, 1)})
+        nn.init.zeros_(self.nets.G.weight), nn.init.zeros_(self.nets.G.bias)
+        self.nets.register_buffer('seen', torch.tensor(0))
+        self.average = nn.Linear(1, 1)
+        self.average.load_state_dict(self.nets.G.state_dict())
+        self.optims = {'G': torch.optim.Adam(self.nets.G.parameters(), cfg.lr)}
+
+    def take_step(self, batch):
+        (x,) = batch
+        target = torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3))])
+        loss = (self.nets.G(torch.tensor([[0.], [1.]])) - target).square().mean()
+        self.optims['G'].zero_grad(); loss.backward(); self.optims['G'].step()
+        update_average(self.average, self.nets.G, .5)
+        self.nets.seen += len(x)
+        return {'loss': loss, 'count': self.step}
+
+    def sheet(self): return torch.zeros(3, 4, 4)
+    def export(self): save_file(self.average.state_dict(), self.folder/self.result)
+
+
+TOY = LineSettings(workers=0, log_every=1, save_every=2, sample_every=100)
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('photos')
+    for i in range(5):
+        noise = torch.randint(50*i, 50*i + 56, (10, 14, 3), generator=seeded('runs', i), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(folder/f'{i}.png')
+    return folder
+
+
+def life(photos, run, cfg=TOY, resume=False, on_step=None):
+    r = LineRun(cfg, photos, run)
+    run_training(r, resume, on_step)
+    return r
+
+
+@pytest.fixture(scope='module')
+def whole(photos, tmp_path_factory):
+    "An undisturbed run."
+    run = tmp_path_factory.mktemp('whole')/'run'
+    life(photos, run)
+    return run
+
+
+def same(a, b):
+    "History, last checkpoint and result are equal to the last bit, the clock aside."
+    ha, hb = read_history(a), read_history(b)
+    ha.pop('seconds'), hb.pop('seconds')
+    ta, tb = (read_checkpoint(checkpoints(d)[-1])[0] for d in (a, b))
+    ra, rb = (load_file(d/LineRun.result) for d in (a, b))
+    return (ha == hb and len(ha['step']) == 9 and ta.keys() == tb.keys() and all(torch.equal(ta[k], tb[k]) for k in ta)
+            and all(torch.equal(ra[k], rb[k]) for k in ra))
+
+
+def crash_at(at):
+    def crash(step, n_steps, losses):
+        if step == at: raise SystemError('crash')
+    return crash
+
+
+# ---- a life cut short
+
+@pytest.mark.parametrize('at', range(3, 10))
+def test_crash_after_any_step(photos, whole, tmp_path, at):
+    with pytest.raises(SystemError): life(photos, tmp_path/'run', on_step=crash_at(at))
+    r = life(photos, tmp_path/'run', resume=True)
+    assert r.step == 9 and same(whole, tmp_path/'run')
+
+
+def test_crash_before_the_first_checkpoint(photos, tmp_path):
+    with pytest.raises(SystemError): life(photos, tmp_path/'run', on_step=crash_at(1))
+    with pytest.raises(CheckpointError, match='nothing to resume'): life(photos, tmp_path/'run', resume=True)
+
+
+def test_many_short_lives(photos, whole, tmp_path):
+    "One step a life, each ended by a signal."
+    def stop(step, n_steps, losses): signal.raise_signal(signal.SIGTERM)
+    for i in range(9):
+        with pytest.raises(Stopped, match=f'after step {i + 1} of 9'): life(photos, tmp_path/'run', resume=i > 0, on_step=stop)
+    assert same(whole, tmp_path/'run')
+
+
+def test_crash_between_checkpoint_and_result(photos, whole, tmp_path, monkeypatch):
+    "The checkpoint is newer than the result: the next life writes the result again."
+    class Dies(LineRun):
+        def export(self):
+            if self.step == 9: raise SystemError('crash')
+            super().export()
+    with pytest.raises(SystemError): run_training(Dies(TOY, photos, tmp_path/'run'))
+    assert checkpoints(tmp_path/'run')[-1].stem == 'step-00000009'
+    life(photos, tmp_path/'run', resume=True)
+    assert same(whole, tmp_path/'run')
+
+
+def test_finished_run_resumes_to_nothing(photos, whole, tmp_path):
+    "Resuming a finished run is no error, changes nothing, and puts a lost result back."
+    life(photos, tmp_path/'run')
+    (tmp_path/'run'/LineRun.result).unlink()
+    assert life(photos, tmp_path/'run', TOY.but(save_every=1), resume=True).step == 9
+    assert same(whole, tmp_path/'run')
+
+
+def test_workers_do_not_change_the_result(photos, whole, tmp_path):
+    life(photos, tmp_path/'run', TOY.but(workers=2))
+    assert same(whole, tmp_path/'run')
+
+
+# ---- files that were hurt
+
+def test_history_of_a_lost_life_is_dropped(photos, whole, tmp_path):
+    run = tmp_path/'run'
+    life(photos, run)
+    log = run/'log.jsonl'
+    for c in checkpoints(run)[1:]: c.unlink()                       # only step 8 of 9 is left
+    log.write_text(log.read_text() + '{"step": 10, "lo')            # and a line that the crash cut short
+    life(photos, run, resume=True)
+    assert [e['step'] for e in read_lines(log)] == list(range(1, 10)) and same(whole, run)
+
+
+def test_damaged_history_does_not_block(photos, whole, tmp_path):
+    life(photos, tmp_path/'run')
+    with open(tmp_path/'run'/'log.jsonl', 'ab') as f: f.write(bytes(3) + b'\n[1]\n{"a": 1}\n')
+    life(photos, tmp_path/'run', resume=True)
+    assert same(whole, tmp_path/'run')
+
+
+def test_whole_numbers_stay_whole(whole):
+    assert read_history(whole)['count'] == list(range(9)) and '"count": 0,' in (whole/'log.jsonl').read_text()
+
+
+def test_broken_checkpoint_falls_back(photos, whole, tmp_path):
+    run = tmp_path/'run'
+    life(photos, run)
+    newest = checkpoints(run)[-1]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match='trying the one before'): life(photos, run, resume=True)
+    assert same(whole, run)
+    for c in checkpoints(run): c.write_bytes(b'no')
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match='start a new run'): life(photos, run, resume=True)
+
+
+def test_checkpoint_of_another_kind_is_refused(photos, tmp_path):
+    "The result alone may be a safetensors file too, but it is no checkpoint; nor is that of another stage ours."
+    run = tmp_path/'run'
+    r = life(photos, run)
+    whole = [c.read_bytes() for c in checkpoints(run)]
+    for c in checkpoints(run): c.write_bytes((run/r.result).read_bytes())
+    with pytest.warns(UserWarning, match='no checkpoint'), pytest.raises(CheckpointError): life(photos, run, resume=True)
+    for c, data in zip(checkpoints(run), whole): c.write_bytes(data.replace(b'lr\\": 0.1', b'rl\\": 0.1'))
+    with pytest.raises(CheckpointError, match="another kind of training: no setting 'rl'"): life(photos, run, resume=True)
+
+
+def test_full_disk(photos, tmp_path, monkeypatch):
+    "Saving fails with advice; the checkpoints before stay, and no half file does."
+    real, calls = save_file, []
+    def full(tensors, path, metadata):
+        calls.append(path)
+        if len(calls) < 3: return real(tensors, path, metadata)
+        path.write_bytes(b'half'); raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(runs, 'save_file', full)
+    with pytest.raises(UserError, match='free some space, then --resume'): life(photos, tmp_path/'run')
+    assert sorted(p.name for p in (tmp_path/'run'/'checkpoints').iterdir()) == \
+        ['step-00000002.safetensors', 'step-00000004.safetensors']
+
+
+# ---- when something is written
+
+def test_saved_after_ten_minutes_at_the_latest(photos, tmp_path, monkeypatch):
+    cfg = TOY.but(save_every=1000, keep=20)
+    life(photos, tmp_path/'a', cfg)
+    assert [c.stem[-2:] for c in checkpoints(tmp_path/'a')] == ['09']
+    monkeypatch.setattr(runs, 'SAVE_SECONDS', -1)
+    life(photos, tmp_path/'b', cfg)
+    assert len(checkpoints(tmp_path/'b')) == 9
+
+
+def test_log_and_samples(photos, tmp_path):
+    life(photos, tmp_path/'run', TOY.but(log_every=4, sample_every=3))
+    assert read_history(tmp_path/'run')['step'] == [4, 8, 9]        # the last step always
+    assert sorted(p.stem for p in (tmp_path/'run'/'samples').iterdir()) == ['00000003', '00000006', '00000009']
+    assert json.loads((tmp_path/'run'/'settings.json').read_text())['log_every'] == 4
+
+
+def test_nan_between_two_log_entries_is_not_saved(photos, tmp_path):
+    "Nobody looks at the loss of step 4, but its checkpoint is due."
+    class Sick(LineRun):
+        def take_step(self, batch):
+            losses = super().take_step(batch)
+            return {**losses, 'loss': losses['loss']*float('nan')} if self.step == 3 else losses
+    with pytest.raises(Diverged, match=r'at step 4: loss became NaN.*step-00000002'):
+        run_training(Sick(TOY.but(log_every=100), photos, tmp_path/'run'))
+    assert len(checkpoints(tmp_path/'run')) == 1
+
+
+def test_diverged_names_the_images_of_the_batch(photos, tmp_path):
+    class Sick(LineRun):
+        def take_step(self, batch): return {'loss': float('inf')}
+    r = Sick(TOY.but(batch=3), photos, tmp_path/'run')
+    with pytest.raises(Diverged) as e: run_training(r)
+    for p in range(3): assert r.sets[0].files(p)[0].name in str(e.value)
+    assert 'no checkpoint had been written yet' in str(e.value)
+
+
+# ---- state
+
+def test_part_of_a_network_may_be_trained():
+    "An optimizer that holds some of a network's weights: only theirs are saved, before and after the first step."
+    def make():
+        nets = nn.ModuleDict({'G': nn.Linear(2, 2)})
+        return nets, {'G': torch.optim.Adam([nets.G.bias])}
+    nets, optims = make()
+    assert not [k for k in state_tensors(nets, optims) if k.startswith('optim/')]
+    nets.G(torch.ones(1, 2)).sum().backward(); optims['G'].step()
+    saved = state_tensors(nets, optims)
+    assert {k.split('/')[2] for k in saved if k.startswith('optim/')} == {'bias'} and len(optims['G'].state) == 1
+    again, fresh = make()
+    restore(saved, again, fresh)
+    for n, o in ((nets, optims), (again, fresh)): o['G'].zero_grad(); n.G(torch.ones(1, 2)).sum().backward(); o['G'].step()
+    assert torch.equal(nets.G.bias, again.G.bias)
+
+
+def test_missing_or_extra_numbers_are_refused():
+    nets = nn.ModuleDict({'G': nn.Linear(2, 2)})
+    state = state_tensors(nets, {})
+    with pytest.raises(RuntimeError, match='Missing key'): restore({k: v for k, v in state.items() if 'bias' not in k}, nets, {})
+    with pytest.raises(RuntimeError, match='Unexpected key'): restore({**state, 'net/more': torch.ones(1)}, nets, {})
+
+
+# ---- signals and processes
+
+def test_signals_in_a_thread():
+    "Python allows handlers in the main thread only; elsewhere the block runs without them."
+    seen = []
+    def work():
+        with stop_signals() as arrived: seen.append(arrived)
+    t = threading.Thread(target=work); t.start(); t.join()
+    assert seen == [[]]
+
+
+def test_a_signal_to_another_process_stops_all(photos, tmp_path):
+    r = LineRun(TOY, photos, tmp_path/'run')
+    assert r.anywhere(['SIGTERM']) == ['SIGTERM'] and r.anywhere([]) == []
+    for others, expected in ((0, []), (1, ['a signal to another process'])):
+        r.world, r.accelerator = 2, types.SimpleNamespace(reduce=lambda t, how: t + others)
+        assert r.anywhere([]) == expected
+
+
+# ---- what is refused
+
+def test_settings_that_change_the_result(photos, tmp_path):
+    life(photos, tmp_path/'run')
+    for change in (dict(lr=.2), dict(seed=1), dict(batch=1), dict(steps=10)):
+        with pytest.raises(SettingsError, match='keeps its settings'): life(photos, tmp_path/'run', TOY.but(**change), resume=True)
+    life(photos, tmp_path/'run', TOY.but(keep=1, log_every=3, sample_every=1), resume=True)
+
+
+def test_run_folder_is_not_overwritten(photos, tmp_path):
+    life(photos, tmp_path/'run')
+    with pytest.raises(UserError, match='--resume'): life(photos, tmp_path/'run')
+    (tmp_path/'other').mkdir(); (tmp_path/'other'/LineRun.result).write_text('mine')
+    with pytest.raises(UserError, match='--resume'): life(photos, tmp_path/'other')
+    assert (tmp_path/'other'/LineRun.result).read_text() == 'mine'
+
+
+def test_a_file_in_place_of_the_run_folder(photos, tmp_path):
+    (tmp_path/'run').write_text('mine')
+    with pytest.raises(UserError, match='cannot write'): life(photos, tmp_path/'run')
+    assert (tmp_path/'run').read_text() == 'mine'
+
+
+def test_another_number_of_processes(photos, tmp_path):
+    life(photos, tmp_path/'run')
+    r = LineRun(TOY, photos, tmp_path/'run')
+    r.world = 2
+    with pytest.raises(CheckpointError, match='1 processes and now has 2'): run_training(r, resume=True)
