@@ -7,8 +7,7 @@ __all__ = ['TAPS', 'without_autocast', 'reflect_pad', 'ReflectPad', 'instance_no
            'blur_pools', 'spread', 'BlurDown', 'FixedFilter', 'Downsample', 'blur_up', 'Upsample', 'ResnetBlock',
            'count_parameters', 'generator_layers', 'run_taps', 'check_input', 'ResnetGenerator', 'tap_channels',
            'tap_shapes', 'output_side', 'released_side', 'without', 'footprint', 'field_side', 'PatchCritic',
-           'unit_rows', 'columns', 'sample_ids', 'PatchHeads', 'check_heads', 'init_weights', 'WeightsError',
-           'save_generator']
+           'unit_rows', 'columns', 'sample_ids', 'PatchHeads', 'check_heads', 'init_weights', 'save_generator']
 
 # %% ../nbs/04_translator.ipynb #exp-imports
 import contextlib, copy, json, math
@@ -20,7 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .core import UserError, atomic_path
+from .core import atomic_path
+from .weights import WeightsError
 
 # %% ../nbs/04_translator.ipynb #exp-pad
 def without_autocast(device):
@@ -343,18 +343,17 @@ def init_weights(net, gain=0.02, generator=None):  # a CPU generator; None: the 
     return net
 
 # %% ../nbs/04_translator.ipynb #exp-save
-class WeightsError(UserError):
-    "A weights file that cannot be used: which, why, and what to do."
-
 def save_generator(net:ResnetGenerator,
                    path,         # ends in .safetensors
+                   half:bool=False, # float16 on disk; float32 in memory all the same
                    **metadata    # strings, numbers or lists to store beside the weights
                   ) -> Path:
     "Write `net` as safetensors, whole or not at all."
     path = Path(path)
     if path.suffix != '.safetensors':
         raise WeightsError(f'{path}: weights are written as .safetensors; rename it')
-    tensors = {k: v.detach().float().cpu().clone(memory_format=torch.contiguous_format)
+    kind = torch.float16 if half else torch.float32
+    tensors = {k: v.detach().to(kind).cpu().clone(memory_format=torch.contiguous_format)
                for k, v in net.state_dict().items()}
     about = dict(format='scenimefy.translator', in_ch=net.in_ch, out_ch=net.out_ch, ngf=net.ngf,
                  n_blocks=net.n_blocks, **metadata)
