@@ -1,0 +1,379 @@
+"The three judges and their teachers: one contract for tiny and real ones, damaged files, ranges, repeatability."
+import functools
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from scenimefy import priors as P
+from scenimefy import teachers as T
+from scenimefy.core import UserError, to_array
+from scenimefy.weights import WeightsError, sha256_of
+from scenimefy.world import CLASSES, HELD_OUT, captions, render
+
+
+def world(n=2, style='photo', size=64): return render(range(HELD_OUT, HELD_OUT + n), size, style)
+
+
+@functools.cache
+def real_clip():
+    from open_clip import get_tokenizer
+    return P.Clip(P.fresh(P.vit_b32_net), 224, get_tokenizer('ViT-B-32-quickgelu'))
+
+
+@functools.cache
+def real_vgg():
+    features = P.fresh(P.vgg19_features)
+    for layer in features:
+        if isinstance(layer, nn.Conv2d): nn.init.kaiming_normal_(layer.weight)
+    return P.VggDistance(features)
+
+
+@functools.cache
+def real_lpips():
+    import lpips
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return P.LpipsDistance(P.fresh(lambda: lpips.LPIPS(net='vgg', pnet_rand=True, verbose=False)))
+
+
+def real_segmenter(): return P.Segmenter(P.fresh(P.swin_b_net), [f'class {k}' for k in range(150)])
+
+
+# ---- one contract; the real architectures hold random numbers ----
+
+def frozen(judge):
+    judge.train()
+    assert not any(m.training for m in judge.modules())
+    assert not any(p.requires_grad for p in judge.parameters())
+
+
+def refuses(call, x):
+    for wrong, text in ((x*255, 'to_model'), (x[0], 'B,3,H,W'), (x.mul(255).to(torch.uint8), 'float'), (x*float('nan'), 'must lie')):
+        with pytest.raises(ValueError, match=text): call(wrong)
+
+
+def gradient(call, x, judge):
+    x = x.clone().requires_grad_()
+    call(x).square().sum().backward()
+    assert x.grad.isfinite().all() and x.grad.abs().sum() > 0
+    assert all(p.grad is None for p in judge.parameters())
+
+
+@pytest.mark.parametrize('make', [lambda: P.load_clip('tiny'), real_clip], ids=['tiny', 'real'])
+def test_clip_contract(make):
+    clip, x = make(), world()
+    frozen(clip)
+    e, tokens = clip(x), clip.tokens(x)
+    assert e.dtype == tokens.dtype == torch.float32 and len(e) == len(tokens) == 2 and tokens.ndim == 3
+    torch.testing.assert_close(e.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(torch.cat([clip(one[None]) for one in x]), e, atol=1e-4, rtol=1e-3)
+    gradient(lambda x: clip(x)[:, :3], x, clip)
+    gradient(clip.tokens, x, clip)
+    refuses(clip, x); refuses(clip.tokens, x)
+    assert clip(x*1.5, check=False).isfinite().all()
+    assert clip.text(['a landscape by day with a lake']).shape == (1, e.shape[1])
+
+
+@pytest.mark.parametrize('make', [lambda: P.load_perceptual('tiny'), real_vgg, real_lpips], ids=['tiny', 'vgg19', 'lpips'])
+def test_perceptual_contract(make):
+    distance, x, y = make(), world(), world(style='anime')
+    frozen(distance)
+    d = distance(x, y)
+    assert d.shape == (2,) and d.dtype == torch.float32 and (d > 0).all() and (distance(x, x) == 0).all()
+    torch.testing.assert_close(distance(x[1:], y[1:]), d[1:], rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(distance(y, x), d, rtol=1e-4, atol=1e-9)
+    gradient(lambda x: distance(x, y)*1e3, x, distance)
+    gradient(lambda y: distance(x, y)*1e3, y, distance)
+    refuses(lambda x: distance(x, x), x); refuses(lambda y: distance(x, y), y)
+    assert distance(x*1.5, y, check=False).isfinite().all()
+
+
+@pytest.mark.parametrize('make, queries, classes', [(lambda: P.load_segmenter('tiny'), 10, 7), (real_segmenter, 100, 150)], ids=['tiny', 'real'])
+def test_segmenter_contract(make, queries, classes):
+    segmenter, x = make(), world()
+    frozen(segmenter)
+    cls, masks = segmenter(x)
+    assert cls.shape == (2, queries, classes + 1) and masks.shape[:2] == (2, queries) and len(segmenter.classes) == classes
+    assert not cls.requires_grad and cls.dtype == masks.dtype == torch.float32
+    torch.testing.assert_close(segmenter(x[1:])[0], cls[1:], atol=1e-3, rtol=1e-3)
+    found = P.segment(segmenter, x)
+    assert found.shape == (2, 64, 64) and found.dtype == torch.int64 and 0 <= found.min() and found.max() < classes
+    refuses(segmenter, x)
+    with pytest.raises(ValueError, match='multiples of 32'): segmenter(x[..., :60])
+    loud = segmenter(x*1.3, check=False)[0]
+    torch.testing.assert_close(loud, segmenter((x*1.3).clamp(-1, 1))[0])
+
+
+def test_real_sizes():
+    from torchvision.models import vgg19
+    with torch.device('meta'): clip, vgg = P.vit_b32_net(), vgg19()                # shapes, no memory
+    assert sum(p.numel() for p in clip.parameters()) == 151_277_313
+    net = real_vgg().net
+    assert [str(m) for m in net] == [str(m) for m in vgg.features[:26]]
+    assert [type(m).__name__ for m in net].count('Conv2d') == 12 and isinstance(net[-1], nn.Conv2d) and len(net) == 26
+    assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 512, 8, 8)
+
+
+# ---- what the networks are fed ----
+
+def cubic(t, a=-.75):
+    t = np.abs(t)
+    return np.where(t <= 1, (a + 2)*t**3 - (a + 3)*t**2 + 1, np.where(t < 2, a*(t**3 - 5*t**2 + 8*t - 4), 0))
+
+
+def bicubic_matrix(n, size):
+    "(size,n): each row mixes four neighbors, the ends repeat."
+    m = np.zeros((size, n))
+    for i in range(size):
+        at = (i + .5)*n/size - .5
+        for j in range(int(np.floor(at)) - 1, int(np.floor(at)) + 3): m[i, np.clip(j, 0, n - 1)] += cubic(at - j)
+    return m
+
+
+@pytest.mark.parametrize('h, w', [(64, 64), (16, 16), (256, 256), (40, 100)])
+def test_clip_input_is_bicubic_without_antialias(h, w):
+    x = torch.rand(1, 3, h, w, generator=torch.Generator().manual_seed(0))*2.4 - 1.2          # not clamped
+    u = (x[0].double().numpy() + 1)/2
+    u = bicubic_matrix(h, 224) @ u @ bicubic_matrix(w, 224).T
+    want = (u - np.reshape([.48145466, .4578275, .40821073], (3, 1, 1)))/np.reshape([.26862954, .26130258, .27577711], (3, 1, 1))
+    torch.testing.assert_close(P.clip_input(x, 224)[0].double(), torch.from_numpy(want), atol=5e-4, rtol=0)      # torch's weights are single precision
+
+
+def test_clip_input_is_that_of_open_clip_at_its_own_size():
+    from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+    from torchvision.transforms.functional import normalize, to_tensor
+    x = world(1, size=224)
+    want = normalize(to_tensor(to_array(x)), OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+    torch.testing.assert_close(P.clip_input(x, 224)[0], want, atol=.5/255/.26 + 1e-6, rtol=0)      # half a level of a byte
+
+
+def test_segmenter_input_is_that_of_a_picture_file():
+    from torchvision.transforms.functional import normalize
+    x = torch.rand(1, 3, 32, 64, generator=torch.Generator().manual_seed(0))*2.4 - 1.2
+    levels = torch.from_numpy(to_array(x)).permute(2, 0, 1).float()
+    want = normalize(levels, [123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    torch.testing.assert_close(P.segmenter_input(x)[0], want, atol=1e-5, rtol=1e-5)
+
+
+def test_vgg_sees_zero_to_one_and_nothing_else():
+    d = real_vgg()
+    x, y = world(), world(style='anime')
+    with torch.no_grad(): want = F.mse_loss(d.net(x*.5 + .5), d.net(y*.5 + .5), reduction='none').mean((1, 2, 3))
+    torch.testing.assert_close(d(x, y), want)
+
+
+def test_lpips_is_the_package():
+    d, x, y = real_lpips(), world(), world(style='anime')
+    torch.testing.assert_close(d(x, y), d.net(x, y)[:, 0, 0, 0])
+
+
+# ---- words ----
+
+def test_every_caption_of_the_world_can_be_read():
+    texts = captions(range(2000))
+    ids = P.tokenize(texts)
+    assert ids.shape == (2000, P.LENGTH) and (ids.max(1).values == P.END).all() and ((ids == P.END).sum(1) == 1).all()
+    assert len(torch.unique(ids, dim=0)) == len(set(texts))                       # different captions stay different
+    for text, why in (('a landscape with a castle', 'castle'), ('lake '*12, 'at most')):
+        with pytest.raises(UserError, match=why): P.tokenize([text])
+
+
+# ---- files ----
+
+FILES = {'clip': P.load_clip, 'segmenter': P.load_segmenter}
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_bundled_file(name):
+    "Half precision on disk, single in memory, and it says how it was made and how good it is."
+    path = P.bundled(name)
+    assert path.stat().st_size < 2_500_000
+    tensors, net = load_file(path), FILES[name]('tiny').net
+    assert all(t.dtype == torch.float16 for t in tensors.values()) and tensors.keys() == dict(net.named_parameters()).keys()
+    for k, p in net.named_parameters(): assert p.dtype == torch.float32 and torch.equal(p, tensors[k].float())
+    about = P.read_header(path)
+    scores, settings = json.loads(about['scores']), json.loads(about['settings'])
+    assert int(about['seconds']) > 0 and settings['seed'] >= 0 and settings['steps'] > 100
+    if name == 'clip': assert min(scores['photo_top5'], scores['anime_top5']) >= .93 and scores['cos_pairs'] > .8
+    else: assert min(scores['photo_miou'], scores['anime_miou']) >= .88
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_damaged_files_are_refused(name, tmp_path):
+    path, bad = P.bundled(name), tmp_path/'bad.safetensors'
+    good = load_file(path)
+    key = sorted(good)[3]
+    def refused(text):
+        with pytest.raises(WeightsError, match=text): FILES[name](str(bad))
+    for content, why in ((b'', 'empty'), (b'<html>', 'web page'), (path.read_bytes()[:5000], 'damaged'), (b'\x80\x04N.', 'carry code')):
+        bad.write_bytes(content); refused(why)
+    save_file({k: v for k, v in good.items() if k != key}, bad); refused(f'{key} is missing')
+    save_file({**good, 'one.more': torch.zeros(1)}, bad); refused('one.more does not belong there')
+    save_file({**good, key: torch.zeros(3, 5, 7)}, bad); refused(r'shape \(3, 5, 7\)')
+    save_file({**good, key: torch.full_like(good[key], float('nan'))}, bad); refused('NaN or infinity')
+    other = next(n for n in FILES if n != name)
+    with pytest.raises(WeightsError, match='another network'): FILES[name](str(P.bundled(other)))
+    with pytest.raises(WeightsError, match='no such file'): FILES[name](str(tmp_path/'none.safetensors'))
+
+
+def test_half_precision_round_trip(tmp_path):
+    net = nn.Sequential(nn.Linear(40, 30), nn.BatchNorm1d(30))
+    P.save_half(net, tmp_path/'n.safetensors', kind='test', steps=3)
+    back = nn.Sequential(nn.Linear(40, 30), nn.BatchNorm1d(30))
+    P.fill_from(back, tmp_path/'n.safetensors')
+    for p, q in zip(net.parameters(), back.parameters()):
+        assert torch.equal(p.half().float(), q) and (p - q).abs().max() <= 2**-11*p.abs().max() + 1e-7
+    assert P.read_header(tmp_path/'n.safetensors') == dict(kind='test', steps='3')
+    assert [f.name for f in tmp_path.iterdir()] == ['n.safetensors']                # no leftover of the writing
+
+
+def test_loading_leaves_the_callers_random_numbers():
+    torch.manual_seed(3)
+    want = torch.rand(2)
+    torch.manual_seed(3)
+    P.load_clip(); P.load_segmenter()
+    assert torch.equal(torch.rand(2), want)
+
+
+# ---- the web, from here: addresses that begin with file: ----
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    was = torch.hub.get_dir()
+    torch.hub.set_dir(str(tmp_path/'hub'))
+    monkeypatch.delenv('SCENIMEFY_OFFLINE', raising=False)
+    yield tmp_path
+    torch.hub.set_dir(was)
+
+
+def test_from_web(hub, monkeypatch):
+    source = hub/'w.bin'
+    source.write_bytes(b'weights')
+    url, digest = source.as_uri(), sha256_of(source)
+    with pytest.raises(WeightsError, match='cannot fetch'): P.from_web(url, '0'*64)          # altered on the way
+    path = hub/'hub'/'checkpoints'/'w.bin'
+    assert not path.exists()
+    assert P.from_web(url, digest) == path and path.read_bytes() == b'weights'
+    source.unlink()
+    assert P.from_web(url, digest[:8]) == path                                               # the cache answers
+    path.write_bytes(b'another')
+    with pytest.raises(WeightsError, match='delete it and run again'): P.from_web(url, digest)
+    path.unlink()
+    with pytest.raises(WeightsError, match='put it at'): P.from_web(url, digest)             # gone
+    monkeypatch.setenv('SCENIMEFY_OFFLINE', '1')
+    with pytest.raises(WeightsError, match='SCENIMEFY_OFFLINE is set.*by hand'): P.from_web(url, digest)
+
+
+def test_offline_loaders_say_what_to_get(hub, monkeypatch):
+    monkeypatch.setenv('SCENIMEFY_OFFLINE', '1')
+    monkeypatch.setenv('HF_HUB_OFFLINE', '1')
+    for call, text in ((lambda: P.load_clip('vit-b-32'), 'ViT-B-32.pt'), (lambda: P.load_perceptual('vgg19'), 'vgg19-dcbb9e9d.pth'),
+                       (lambda: P.load_perceptual('lpips'), 'vgg16-397923af.pth'), (lambda: P.load_segmenter('mask2former'), 'hf download')):
+        with pytest.raises(WeightsError, match=text): call()
+    with pytest.raises(UserError, match='tiny, vgg19, lpips'): P.load_perceptual('vgg')
+
+
+def test_openai_archive(tmp_path):
+    "Half precision inside a TorchScript archive, three whole numbers beside the tensors: OpenAI's layout, made small."
+    net = P.tiny_clip_net()
+    class Holder(nn.Module):
+        def forward(self, x): return x
+    root = Holder()
+    for name, p in net.named_parameters():
+        at = root
+        *path, last = name.split('.')
+        for part in path:
+            if not hasattr(at, part): at.add_module(part, Holder())
+            at = getattr(at, part)
+        at.register_parameter(last, nn.Parameter(p.detach().half()))
+    for name, value in (('input_resolution', 64), ('context_length', 12), ('vocab_size', 19)): root.register_buffer(name, torch.tensor(value))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        torch.jit.script(root).save(str(tmp_path/'tiny.pt'))
+        back = P.from_torchscript(P.tiny_clip_net(), tmp_path/'tiny.pt')
+    for p, q in zip(net.parameters(), back.parameters()): assert torch.equal(p.half().float(), q)
+
+
+def test_vgg_file(tmp_path, monkeypatch):
+    "A file in torchvision's layout fills the features, the classifier is left out, a hole is noticed."
+    path = tmp_path/'v.pth'
+    small = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3))
+    monkeypatch.setattr(P, 'vgg19_features', small)
+    monkeypatch.setattr(P, 'from_web', lambda *_: path)
+    tensors = {f'features.{k}': v for k, v in small().state_dict().items()}
+    torch.save({**tensors, 'classifier.0.weight': torch.zeros(2, 2)}, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(P.vgg19().net[0].weight, tensors['features.0.weight'])
+    torch.save({k: v for k, v in tensors.items() if k != 'features.2.bias'}, path)
+    with pytest.raises(WeightsError, match='features.2.bias is missing'): P.vgg19()
+
+
+# ---- teachers ----
+
+CLIP = T.ClipSettings.preset('lesson').but(scenes=32, steps=2, batch=8, crops=4, held_out=4)
+SEG = T.SegmenterSettings.preset('lesson').but(scenes=32, steps=2, batch=4, held_out=4)
+
+
+@pytest.mark.parametrize('train, cfg', [(T.train_clip, CLIP), (T.train_segmenter, SEG)], ids=['clip', 'segmenter'])
+def test_training_is_a_function_of_its_seed(train, cfg, tmp_path):
+    logs, scores = {n: [] for n in 'abc'}, {}
+    for n in 'abc':
+        torch.manual_seed(ord(n))                                                  # must not matter, nor be touched
+        before = torch.get_rng_state()
+        scores[n] = train(tmp_path/f'{n}.safetensors', cfg.but(seed=int(n == 'c')), logs[n].append)
+        assert torch.equal(before, torch.get_rng_state())
+    a, b, c = (load_file(tmp_path/f'{n}.safetensors') for n in 'abc')
+    assert all(torch.equal(a[k], b[k]) for k in a) and any(not torch.equal(a[k], c[k]) for k in a)
+    no_time = lambda log: [{k: v for k, v in h.items() if k != 'seconds'} for h in log]
+    assert no_time(logs['a']) == no_time(logs['b']) and [h['step'] for h in logs['a']] == [1, 2]
+    about = P.read_header(tmp_path/'a.safetensors')
+    assert json.loads(about['scores']) == scores['a'] == scores['b']
+    assert type(cfg).from_json(about['settings']) == cfg
+    FILES[train.__name__.split('_')[1]](str(tmp_path/'a.safetensors'))             # loads
+
+
+def test_training_scenes_are_not_held_out():
+    for cfg in (T.ClipSettings(), T.SegmenterSettings()): assert cfg.scenes < HELD_OUT
+    with pytest.raises(UserError, match='scenes'): T.ClipSettings(scenes=HELD_OUT + 1)
+
+
+def test_contrast():
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(6, 4, generator=g, dtype=torch.float64)
+    match = torch.zeros(6, 4, dtype=torch.bool)
+    match[torch.arange(6), torch.tensor([0, 1, 2, 3, 0, 2])] = True
+    rows = sum(-z[i].log_softmax(0)[match[i]].mean() for i in range(6))/6
+    cols = sum(-z[:, j].log_softmax(0)[match[:, j]].mean() for j in range(4))/4
+    torch.testing.assert_close(T.contrast(z.float(), match).double(), (rows + cols)/2, atol=1e-6, rtol=1e-6)
+    best = torch.where(match, 50., -50.)
+    floor = (np.log(2) + 0 + np.log(2) + 0)/4/2                                    # two captions have two images each
+    assert abs(T.contrast(best, match).item() - floor) < 1e-6
+
+
+def test_pieces_are_crops():
+    x = world(1)
+    cut = T.pieces(x, torch.tensor([[.25, .5, .25]]))                              # 16 px, enlarged to 64
+    want = F.interpolate(x, scale_factor=4, mode='bicubic', align_corners=False)[..., 128:192, 64:128]
+    torch.testing.assert_close(cut, want, atol=1e-4, rtol=1e-4)
+
+
+def test_segmenter_loss_wants_the_truth():
+    truth = torch.randint(0, 7, (2, 8, 8), generator=torch.Generator().manual_seed(0))
+    truth[truth == 3] = 0
+    cls, masks = torch.full((2, 10, 8), -15.), torch.full((2, 10, 8, 8), -15.)
+    cls[..., 7] = 15.
+    for k in range(7):
+        if k == 3: continue
+        cls[:, k, 7], cls[:, k, k] = -15., 15.
+        masks[:, k] = torch.where(truth == k, 15., -15.)
+    perfect = sum(T.segmenter_loss(cls, masks, truth).values())
+    assert perfect < 1e-3
+    for change in (lambda: cls[:, 3].copy_(cls[:, 2]), lambda: masks[:, 0].neg_()):
+        change()
+        worse = sum(T.segmenter_loss(cls, masks, truth).values())
+        assert worse > perfect + .5
