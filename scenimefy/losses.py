@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['full_precision', 'lsgan', 'patch_nce', 'jsd', 'relations', 'src', 'hard_negative_weights', 'gamma', 'hdce',
-           'lambda_sup', 'content']
+           'lambda_sup', 'content', 'clip_distance', 'path_length', 'r1_penalty', 'softplus_critic',
+           'softplus_generator']
 
 # %% ../nbs/06_losses.ipynb #exp-imports
 import contextlib, functools, math
@@ -140,3 +141,17 @@ def content(a:Tensor,    # (B,3,H,W) in [-1,1], with gradient
     "How far `features(a)` is from `features(b)`; no gradient reaches `b`."
     with torch.no_grad(): goal = features(b)
     return F.mse_loss(_widen(features(a)), _widen(goal))
+
+# %% ../nbs/06_losses.ipynb #exp-stylegan
+from .stylegan import path_length, r1_penalty, softplus_critic, softplus_generator
+_all_ = ['path_length', 'r1_penalty', 'softplus_critic', 'softplus_generator']
+
+# %% ../nbs/06_losses.ipynb #eq-clip
+@full_precision
+def clip_distance(a:Tensor,  # (B,D) embeddings of any length
+                  b:Tensor   # (B,D)
+                 ) -> Tensor: # (), 0 … 2
+    "One minus the cosine of the embeddings, mean over the batch."
+    if a.ndim != 2 or a.shape != b.shape:
+        raise ValueError(f'embeddings are {tuple(a.shape)} and {tuple(b.shape)}; both must be one shape (batch, dim)')
+    return (1 - F.cosine_similarity(a, b, dim=-1)).mean()  # Eq. 1

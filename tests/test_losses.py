@@ -1,4 +1,4 @@
-"Losses of Stage 3: one step of the released implementation tap by tap, and what a lesson would be bored by."
+"Losses: one Stage-3 step of the released implementation tap by tap, the two of Stage 1, and what a lesson would be bored by."
 import math
 
 import pytest
@@ -270,3 +270,36 @@ def test_content_range_and_gradient():
     assert value.dtype == torch.float32 and b.grad is None and a.grad is not None
     assert {id(v) for v in seen} == {id(a), id(b)}                     # images reach the network as they are
     assert L.content(b, b, features) == 0
+
+
+# ---- Stage 1 ----
+
+def test_clip_distance():
+    a, b = torch.randn(2, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    a.requires_grad_()
+    want = torch.stack([1 - (x @ y)/(x.norm()*y.norm()) for x, y in zip(a, b)]).mean()
+    torch.testing.assert_close(L.clip_distance(a, b), want)
+    torch.testing.assert_close(L.clip_distance(3*a, b/7), want)                  # lengths do not matter
+    assert L.clip_distance(b, b).abs() < 1e-12 and torch.autograd.gradcheck(L.clip_distance, (a, b))
+    with torch.autocast('cpu', dtype=torch.bfloat16): inside = L.clip_distance(a.float(), b.float())
+    assert inside.dtype == torch.float32 and torch.equal(inside, L.clip_distance(a.float(), b.float()))
+    assert L.clip_distance(a.bfloat16(), b.bfloat16()).dtype == torch.float32
+    for shapes in (((7,), (7,)), ((5, 7), (5, 6)), ((5, 7), (1, 7)), ((1, 5, 7), (1, 5, 7))):
+        with pytest.raises(ValueError, match='batch, dim'): L.clip_distance(*map(torch.zeros, shapes))
+
+
+def test_patch_clip_beside_the_released_rows():
+    "The released rows keep an entry of exp(-10) for the crop itself: that changes the loss by millionths."
+    q, k = unit(16, 16, 512), unit(16, 16, 512, seed=1)
+    sim = q @ k.mT
+    match = sim.diagonal(dim1=-2, dim2=-1)[..., None]
+    others = sim.masked_fill(torch.eye(16, dtype=torch.bool), -10.)
+    released = F.cross_entropy(torch.cat([match, others], -1).flatten(0, 1), torch.zeros(256, dtype=torch.long))
+    gap = (released - L.patch_nce(q, k, tau=1.)).item()
+    assert 0 < gap < 5e-6
+
+
+def test_stylegan_losses_have_one_home():
+    from scenimefy import stylegan
+    for name in ('r1_penalty', 'path_length', 'softplus_critic', 'softplus_generator'):
+        assert getattr(L, name) is getattr(stylegan, name) and name in L.__all__

@@ -1,0 +1,247 @@
+"Stage 1: what is trained, what both generators share, a life cut short, and what must be refused."
+import os
+import signal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from scenimefy.core import SettingsError, seeded
+from scenimefy.finetune import (TABLE_3, FinetuneRun, FinetuneSettings, Priors, critic_for, cut, draw_corners, finetune,
+                                finetune_step, load_priors, scene_terms, shared_styles, target_of, trainable_names)
+from scenimefy.losses import patch_nce
+from scenimefy.runs import CheckpointError, Stopped, checkpoints, read_history
+from scenimefy.stylegan import Discriminator, Generator, load_stylegan, read_stylegan, save_stylegan
+
+PLAN = {4: 8, 8: 8, 16: 4}
+TOY = FinetuneSettings.preset('tiny').but(steps=4, batch=4, blocks=1, crops=3, crop=8, r1_every=2, log_every=1, save_every=2,
+                                          sample_every=100)
+ROWS = torch.randn(48, 5, generator=seeded('toy clip'))
+
+
+def toy_clip(images, check=True): return F.normalize(F.adaptive_avg_pool2d(images, 4).flatten(1) @ ROWS, dim=-1)
+def toy_distance(a, b, check=True): return (a - b).square().mean((1, 2, 3))
+
+
+JUDGES = Priors(toy_clip, toy_distance)
+
+
+def toy_generator(seed=0):
+    "A generator whose noise and biases do something, as in a trained one."
+    torch.manual_seed(seed)
+    G = Generator(16, 8, 2, channels=PLAN)
+    for k, p in G.named_parameters():
+        if k.endswith('noise.weight'): p.data.fill_(.3)
+    return G
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    "A source file with its critic, one without, and a folder of noise pictures."
+    root = tmp_path_factory.mktemp('finetune')
+    G = toy_generator()
+    torch.manual_seed(1)
+    save_stylegan(root/'source.safetensors', dict(g_ema=G.state_dict(), d=Discriminator(16, channels=PLAN).state_dict()))
+    save_stylegan(root/'alone.safetensors', dict(g_ema=G.state_dict()))
+    (root/'anime').mkdir()
+    for i in range(6):
+        noise = torch.randint(256, (16, 20, 3), generator=seeded('test', i), dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(root/'anime'/f'{i}.png')
+    return root
+
+
+def new_run(files, folder, cfg=TOY, source='source', **more):
+    return FinetuneRun(cfg, files/f'{source}.safetensors', files/'anime', folder, 'cpu', JUDGES, **more)
+
+
+def some_steps(r):
+    for batch in r.feed():
+        r.take_step(batch)
+        r.step += 1
+    return r
+
+
+def changed(net, source):
+    "Names of the parameters and buffers that differ in any bit."
+    own = source.state_dict()
+    return {k for k, v in net.state_dict().items() if not torch.equal(v, own[k])}
+
+
+# ---- what is trained
+
+def test_released_size():
+    with torch.device('meta'): G = Generator(256)
+    sizes = {k: p.numel() for k, p in G.named_parameters()}
+    ours = trainable_names(G)
+    assert len(ours) == 42 and sum(sizes[k] for k in ours) == 8_510_863
+    assert {k.split('.')[0] + '.' + k.split('.')[1] for k in ours} == \
+        {f'convs.{i}' for i in range(6, 12)} | {f'to_rgbs.{j}' for j in range(3, 6)}
+
+
+@pytest.mark.parametrize('blocks', range(7))
+def test_every_number_of_blocks(blocks):
+    "Six blocks: the prefix convs.1 must not take convs.10 and 11 with it, nor miss them."
+    with torch.device('meta'): G = Generator(256, channels={4*2**i: 4 for i in range(7)})
+    ours, names = trainable_names(G, blocks), [k for k, _ in G.named_parameters()]
+    per_block = 2*5 + 4
+    assert len(ours) == len(set(ours)) == (per_block*blocks if blocks else len([k for k in names if not k.startswith('style.')]))
+    assert ours == [k for k in names if k in ours] and not any(k.startswith('style.') for k in ours)
+
+
+def test_too_many_blocks():
+    with pytest.raises(SettingsError, match='has 2 blocks'): trainable_names(toy_generator(), 3)
+
+
+@pytest.mark.parametrize('change', [{}, dict(blocks=2), dict(blocks=0), dict(lam_clip=0., lam_perc=0., lam_patch=0.),
+                                    dict(negatives='batch'), dict(precision='bf16')], ids=str)
+def test_exactly_the_trainable_tensors_move(files, tmp_path, change):
+    "In the raw network and in the average; buffers and everything frozen stay equal to the last bit."
+    cfg = TOY.but(**change)
+    r = some_steps(new_run(files, tmp_path, cfg))
+    ours = set(trainable_names(r.source, cfg.blocks))
+    assert changed(r.nets.G, r.source) == ours and changed(r.average, r.source) == ours
+    assert not changed(r.source, load_stylegan(files/'source.safetensors'))
+    r.export()
+    assert changed(load_stylegan(tmp_path/r.result), r.source) == ours
+
+
+def test_untouched_target_is_the_source(files, tmp_path):
+    r = new_run(files, tmp_path)
+    r.export()
+    w_plus, noise = shared_styles(r.source, 3, .9, seeded('x'))
+    photo = r.source.synthesis(w_plus, noise)
+    for G in (r.nets.G, r.average, load_stylegan(tmp_path/'anime.safetensors')):
+        assert torch.equal(G.synthesis(w_plus, noise), photo)
+
+
+# ---- one step
+
+def test_the_pair_shares_styles_and_noise(files, tmp_path):
+    "Both generators are handed the very same tensors, and CLIP sees every image and crop once."
+    r, seen, judged = new_run(files, tmp_path), [], []
+    for G in (r.source, r.nets.G):
+        G.synthesis = lambda w, noise, paint=G.synthesis: seen.append((w, noise)) or paint(w, noise)
+    counting = lambda images, check=True: judged.append(len(images)) or toy_clip(images)
+    finetune_step(r.nets, r.optims, next(iter(r.feed()))[0], r.source, Priors(counting, toy_distance), TOY, 0)
+    (w1, n1), (w2, n2) = seen
+    assert w1 is w2 and n1 is n2 and not w1.requires_grad
+    assert sorted(judged) == [4, 4, 12, 12]
+
+
+def test_gradients_stay_in_the_target():
+    source, corners = toy_generator().requires_grad_(False), [(0, 0), (3, 8), (8, 2)]
+    G = target_of(source, 1)
+    w_plus, noise = shared_styles(source, 4, .9, seeded('g'))
+    photo = source.synthesis(w_plus, noise).requires_grad_()
+    terms = scene_terms(photo, G.synthesis(w_plus, noise) + .1*torch.randn(4, 3, 16, 16), JUDGES, TOY, corners)
+    sum(terms.values()).backward()
+    assert photo.grad is None
+    # a ToRGB bias that shifts the whole image still has a gradient; nothing frozen has
+    assert {k for k, p in G.named_parameters() if p.grad is not None} == set(trainable_names(G, 1))
+
+
+def test_terms_by_loop():
+    photo, anime = torch.rand(2, 4, 3, 16, 16, generator=seeded('t')).mul(2).sub(1)
+    corners = draw_corners(16, 8, 3, seeded('c'))
+    E = lambda image: toy_clip(image[None])[0]
+    got = scene_terms(photo, anime, JUDGES, TOY, corners)
+    want = dict(clip=0., perc=0., patch=0.)
+    for p, a in zip(photo, anime):
+        want['clip'] += (1 - E(p) @ E(a))/4
+        want['perc'] += (p - a).square().mean()/4
+        k, q = (torch.stack([E(i[:, y:y + 8, x:x + 8]) for x, y in corners]) for i in (p, a))
+        want['patch'] += F.cross_entropy(q @ k.T, torch.arange(3))/4
+    for name in want: torch.testing.assert_close(got[name], want[name])
+    # the released negatives: the same place in the other images
+    q, k = (toy_clip(cut(i, corners, 8).flatten(0, 1)).view(4, 3, -1) for i in (anime, photo))
+    other = torch.stack([patch_nce(q[None, :, n], k[None, :, n], 1.) for n in range(3)]).mean()
+    torch.testing.assert_close(scene_terms(photo, anime, JUDGES, TOY.but(negatives='batch'), corners)['patch'], other)
+
+
+def test_crops_reach_every_edge():
+    corners = draw_corners(10, 4, 500, seeded('edges'))
+    for axis in zip(*corners): assert set(axis) == set(range(7))
+    image = torch.arange(100.).view(1, 1, 10, 10)
+    assert torch.equal(cut(image, [(6, 0)], 4)[0, 0], image[0, :, :4, 6:])   # (left, top)
+
+
+@pytest.mark.parametrize('row', TABLE_3)
+def test_a_weight_of_zero_asks_nobody(row):
+    "A judge whose terms are switched off is not loaded and not called."
+    cfg = TOY.but(**{k: v for k, v in TABLE_3[row].items() if k != 'blocks'})
+    def refuse(*a, **k): raise AssertionError('asked')
+    judges = Priors(toy_clip if cfg.lam_clip or cfg.lam_patch else refuse, toy_distance if cfg.lam_perc else refuse)
+    terms = scene_terms(*torch.zeros(2, 2, 3, 16, 16), judges, cfg, [(0, 0), (1, 1)])
+    assert set(terms) == {k for k in ('clip', 'perc', 'patch') if getattr(cfg, f'lam_{k}')}
+
+
+def test_no_judges_at_all():
+    assert load_priors(TOY.but(lam_clip=0., lam_patch=0., lam_perc=0.)) == Priors(None, None)
+
+
+# ---- the critic
+
+def test_critic_from_the_file_or_fresh(files, tmp_path):
+    held = read_stylegan(files/'source.safetensors')['d']
+    r = new_run(files, tmp_path/'a')
+    assert all(torch.equal(v, held[k]) for k, v in r.nets.D.state_dict().items())
+    one, two, other = (new_run(files, tmp_path/n, TOY.but(seed=s), 'alone').nets.D for n, s in (('b', 0), ('c', 0), ('d', 1)))
+    same = lambda a, b: all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+    assert same(one, two) and not same(one, other)
+    assert {k: v.shape for k, v in one.state_dict().items()} == {k: v.shape for k, v in held.items()}
+
+
+def test_released_critic_shape():
+    with torch.device('meta'):
+        shapes = {k: v.shape for k, v in Discriminator(256).state_dict().items()}
+        assert {k: v.shape for k, v in critic_for(Generator(256)).state_dict().items()} == shapes
+
+
+# ---- runs
+
+def same_history(a, b):
+    a, b = read_history(a), read_history(b)
+    a.pop('seconds'), b.pop('seconds')
+    return a == b and len(a['step']) > 0
+
+
+def test_resume_to_the_last_bit(files, tmp_path):
+    cfg = TOY.but(steps=5)
+    args = dict(source=files/'source.safetensors', anime=files/'anime', device='cpu', priors=JUDGES)
+    whole = finetune(cfg, run=tmp_path/'whole', **args)
+    def stop(step, n, losses):
+        if step == 3: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped): finetune(cfg, run=tmp_path/'cut', on_step=stop, **args)
+    torch.manual_seed(99)
+    cut_short = finetune(cfg, run=tmp_path/'cut', resume=True, **args)
+    a, b = read_stylegan(whole)['g_ema'], read_stylegan(cut_short)['g_ema']
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert same_history(tmp_path/'whole', tmp_path/'cut')
+    picture = Image.open(tmp_path/'whole'/'samples'/'00000005.png')
+    assert picture.size == (8*16, 2*16)
+    top = load_stylegan(files/'source.safetensors')
+    w_plus, noise = shared_styles(top, 8, generator=seeded('sheet', cfg.seed))
+    assert torch.equal(new_run(files, tmp_path/'new').sheet()[:, :16, :16], top.synthesis(w_plus, noise)[0].clamp(-1, 1))
+
+
+def test_another_source_is_refused(files, tmp_path):
+    args = dict(anime=files/'anime', device='cpu', priors=JUDGES)
+    finetune(TOY.but(steps=2), files/'source.safetensors', run=tmp_path/'run', **args)
+    save_stylegan(tmp_path/'other.safetensors', dict(g_ema=toy_generator(5).state_dict()))
+    for path in checkpoints(tmp_path/'run')[1:]: path.unlink()
+    with pytest.raises(CheckpointError, match='another source'):
+        finetune(TOY.but(steps=2), tmp_path/'other.safetensors', run=tmp_path/'run', resume=True, **args)
+
+
+def test_refusals(files, tmp_path):
+    with pytest.raises(SettingsError, match='crop = 32 px, but the source paints 16'): new_run(files, tmp_path, TOY.but(crop=32))
+    with pytest.raises(SettingsError, match='has 2 blocks'): new_run(files, tmp_path, TOY.but(blocks=5))
+    with pytest.raises(SettingsError): TOY.but(negatives='both')
+
+
+def test_presets():
+    paper = FinetuneSettings.preset('paper')
+    assert (paper.steps, paper.batch, paper.lr, paper.blocks, paper.crops, paper.crop, paper.tau) == (1000, 16, .002, 3, 16, 32, 1.)
+    assert (paper.lam_clip, paper.lam_perc, paper.lam_patch) == (1., .01, .05) and paper.origin('lam_perc') == 'paper §4.1'
+    for row, change in TABLE_3.items(): paper.but(**change)
