@@ -35,9 +35,11 @@ class BakeSettings(Settings):
     n_anime:   int   = opt(4000, 'anime scenes for Stage 1, 64 px', 'ours', 'images', lo=8)
     n_sharp:   int   = opt(800, 'photos and anime scenes for Stage 3, 192 px', 'ours: sharp when reduced', 'images', lo=8)
     n_pairs:   int   = opt(1500, 'selected pairs for Stage 3', 'ours', 'pairs', lo=4)
+    max_lbce:  float = opt(1.3, 'a selected pair stays below this L_BCE', 'ours: for 7 classes', 'nats', lo=0.)
     n_score:   int   = opt(1000, 'pictures that a score is taken on', 'ours', 'images', lo=8)
     share:     float = opt(1., 'part of the steps that are taken; for trials', 'ours', lo=1e-5, hi=1.)
-    PRESETS = {'bake': {}, 'lesson': dict(n_photos=32, n_anime=16, n_sharp=8, n_pairs=8, n_score=24, share=.0005)}
+    PRESETS = {'bake': {}, 'lesson': dict(n_photos=32, n_anime=16, n_sharp=8, n_pairs=8, max_lbce=5.,
+                                                  n_score=24, share=.0005)}
 
 class Kitchen:
     "Where recipes work: `out` receives the finished files, `out/work` everything else."
@@ -139,7 +141,7 @@ def pair_scores(source, made, n:int) -> dict:
 
 # %% ../nbs/14_bake.ipynb #exp-translator
 def bake_translator(k:Kitchen) -> dict:
-    pairs = SelectSettings.preset('tiny').but(count=k.cfg.n_pairs, keep_best=.7)
+    pairs = SelectSettings.preset('tiny').but(count=k.cfg.n_pairs, max_lbce=k.cfg.max_lbce, keep_best=.7)
     source = StyleganPairs(k.ingredient('stylegan'), k.ingredient('stylegan-anime'), pairs.psi, device=k.device)
     make_pairs(pairs, source, load_segmenter(k.ingredient('segmenter')), k.work/'pairs')
     sharp = k.world('sharp', n_photos=k.cfg.n_sharp, n_anime=k.cfg.n_sharp, n_pairs=0, size=192, seed=3)

@@ -1,5 +1,5 @@
 "The command line: flags, exit statuses, and what a person reads when something goes wrong."
-import json, os, signal, subprocess, sys, time
+import json, os, re, signal, subprocess, sys, time
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,7 +11,12 @@ from typer.testing import CliRunner
 import scenimefy.cli as cli
 from scenimefy.core import SettingsError, UserError
 from scenimefy.demo import DemoSettings
-from scenimefy.semisup import SemisupSettings, Stopped, read_history
+from scenimefy.finetune import FinetuneSettings
+from scenimefy.priors import save_half, tiny_segmenter_net
+from scenimefy.runs import Stopped, read_history
+from scenimefy.selection import Selected, SelectSettings
+from scenimefy.semisup import SemisupSettings
+from scenimefy.stylegan import Discriminator, Generator, PretrainSettings, save_stylegan
 from scenimefy.stylize import save_generator
 from scenimefy.translator import ResnetGenerator
 
@@ -40,6 +45,17 @@ def net(tmp_path_factory):
     return save_generator(ResnetGenerator(3, 3, 4, 5), tmp_path_factory.mktemp('net')/'net.safetensors')
 
 @pytest.fixture(scope='session')
+def painters(tmp_path_factory):
+    "Files of two StyleGANs (32 px) with random weights, and of a segmenter."
+    root, plan = tmp_path_factory.mktemp('painters'), {4: 8, 8: 8, 16: 8, 32: 8}
+    torch.manual_seed(0)
+    for name in 'ab':
+        save_stylegan(root/f'{name}.safetensors', dict(g_ema=Generator(32, 16, 2, channels=plan).state_dict(),
+                                                       d=Discriminator(32, channels=plan).state_dict()))
+    save_half(tiny_segmenter_net(), root/'segmenter.safetensors')
+    return root
+
+@pytest.fixture(scope='session')
 def pictures(tmp_path_factory):
     root = tmp_path_factory.mktemp('pictures')
     for sub in ('photos', 'anime', 'pairs/trainA', 'pairs/trainB'):
@@ -60,9 +76,8 @@ def test_help_is_light_and_complete():
             "heavy = {'torch', 'numpy', 'PIL', 'matplotlib', 'accelerate'} & set(sys.modules); assert not heavy, heavy")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    commands = done.stdout.split('Commands:')[1].split()
-    assert {'demo', 'stylize', 'train', 'doctor'} <= set(commands)
-    assert not {'pretrain', 'pairs', 'evaluate', 'ablate', 'app'} & set(commands)   # no promises
+    commands = re.findall(r'^  (\w+)  ', done.stdout.split('Commands:')[1], re.M)
+    assert sorted(commands) == ['bake', 'demo', 'doctor', 'finetune', 'pairs', 'pretrain', 'stylize', 'train']
 
 def test_version():
     import scenimefy
@@ -115,29 +130,44 @@ def test_a_file_called_debug(monkeypatch):
 
 @pytest.fixture
 def caught(monkeypatch):
-    "The settings that `train` was called with, instead of a training."
+    "The settings that a stage was called with, instead of the stage."
     seen = []
-    monkeypatch.setattr('scenimefy.semisup.train', lambda cfg, *a, **k: seen.append(cfg) or Path('w'))
+    def catch(cfg, *a, **k): seen.append(cfg); return Path('w')
+    for name in ('semisup.train', 'stylegan.pretrain', 'finetune.finetune'): monkeypatch.setattr(f'scenimefy.{name}', catch)
+    def catch_pairs(cfg, *a): seen.append(cfg); return Selected(Path('p'), 3, 4)
+    monkeypatch.setattr('scenimefy.selection.make_pairs', catch_pairs)
+    for name in ('selection.StyleganPairs', 'selection.write_report', 'priors.load_segmenter'):
+        monkeypatch.setattr(f'scenimefy.{name}', lambda *a, **k: 'made')
     return seen
 
-FIELDS = [f for f in fields(SemisupSettings) if f.name not in ('base', 'lam_content')]
+STAGES = dict(train=SemisupSettings, pretrain=PretrainSettings, finetune=FinetuneSettings, pairs=SelectSettings)
+FIELDS = [(name, f) for name, cls in STAGES.items() for f in fields(cls) if f.name not in cli.NO_FLAG]
+
+def line_for(name, pictures, out='unused'):
+    "The shortest command line that `scenimefy NAME` accepts."
+    want = dict(train=['photos', 'anime', 'pairs'], pretrain=['photos'], finetune=['anime'], pairs=[])[name]
+    return [name, *(w for k in want for w in (f'--{k}', pictures/k)), '-o', out]
 
 def other(f):
     "A valid value of field `f` that is not its default, as typed and as it should arrive."
     if isinstance(f.default, bool): return None, not f.default
     if f.metadata['choices']: v = next(c for c in f.metadata['choices'] if c != f.default); return v, v
+    if f.name == 'channels': return '8,8,8,8,8,8,8', (8,)*7
+    if f.name == 'load_size': return '512', 512              # never below `size`
     if isinstance(f.default, tuple): return '0.25,0.75', (.25, .75)
-    v = type(f.default)((f.metadata['hi'] or 2*f.default + 4) if f.name != 'size' else 64)
-    return str(v), v
+    if isinstance(f.default, str): return 'tiny', 'tiny'
+    if isinstance(f.default, float): v = f.default/2 or .5
+    else: v = max(f.default//2, f.metadata['lo']) if f.default != f.metadata['lo'] else f.default + 1
+    return str(v), 64 if f.name == 'size' else v
 
-@pytest.mark.parametrize('f', FIELDS, ids=lambda f: f.name)
-def test_every_setting_is_a_flag(caught, folders, f):
+@pytest.mark.parametrize('name, f', FIELDS, ids=lambda v: getattr(v, 'name', v))
+def test_every_setting_is_a_flag(caught, pictures, name, f):
     typed, value = other(f)
-    name = '--' + f.name.replace('_', '-')
-    words = [name.replace('--', '--no-') if f.default else name] if typed is None else [name, typed]
-    result = run('train', *folders, '-o', 'unused', *words)
+    flag = '--' + f.name.replace('_', '-')
+    words = [flag.replace('--', '--no-', 1) if f.default else flag] if typed is None else [flag, str(value) if f.name == 'size' else typed]
+    result = run(*line_for(name, pictures), *words)
     assert result.exit_code == 0, result.output
-    assert caught == [SemisupSettings().but(**{f.name: value})]
+    assert caught == [STAGES[name].preset('paper').but(**{f.name: value})]
 
 def test_help_names_value_unit_and_origin():
     text = ' '.join(run('train', '--help').output.split())
@@ -207,6 +237,78 @@ def test_ctrl_c_saves(folders, tmp_path):
     assert list((out/'checkpoints').iterdir()) and (out/'translator.safetensors').exists()
 
 
+# --- stages 1 and 2 --------------------------------------------------------------------------------
+
+PRETRAIN = '--preset tiny --size 16 --channels 8,8,8 --style-dim 16 --n-mlp 2 --batch 2 --steps 2'.split()
+FINETUNE = '--preset tiny --crops 2 --crop 8 --batch 2 --steps 2'.split()
+
+def test_pretrain_resume_and_start(pictures, painters, tmp_path):
+    words = ['pretrain', '--photos', pictures/'photos', '-o']
+    assert run(*words, tmp_path/'run', *PRETRAIN).exit_code == 0
+    assert 'resume' in one_line(run(*words, tmp_path/'run', *PRETRAIN))
+    assert 'steps' in one_line(run(*words, tmp_path/'run', '--resume', '--steps', '3'), 2)
+    assert run(*words, tmp_path/'run', '--resume').exit_code == 0
+    larger = [w.replace('8,8,8', '8,8,8,8').replace('16', '32') if w in ('8,8,8', '16') else w for w in PRETRAIN]
+    larger[larger.index('--style-dim') + 1] = '16'
+    grown = run(*words, tmp_path/'grown', *larger, '--start', tmp_path/'run'/'stylegan.safetensors')
+    assert grown.exit_code == 0, grown.output
+    assert 'no such file' in one_line(run(*words, tmp_path/'new', *PRETRAIN, '--start', tmp_path/'none'))
+    assert 'channels' in one_line(run(*words, tmp_path/'new', *PRETRAIN, '--channels', '8,8'), 2)
+    assert 'such as 96,48' in one_line(run(*words, tmp_path/'new', *PRETRAIN, '--channels', '8.5,8,8'), 2)
+
+def test_finetune_and_resume(pictures, painters, tmp_path):
+    words = ['finetune', '--source', painters/'a.safetensors', '--anime', pictures/'anime', '-o', tmp_path/'run']
+    first = run(*words, *FINETUNE)
+    assert first.exit_code == 0 and 'scenimefy pairs' in first.output and (tmp_path/'run'/'anime.safetensors').exists()
+    assert run(*words, '--resume').exit_code == 0
+    assert 'lam_clip' in one_line(run(*words, '--resume', '--lam-clip', '2'), 2)
+    assert 'crop' in one_line(run(*words[:-1], tmp_path/'new', *FINETUNE, '--crop', '64'), 2)
+    words[2] = tmp_path/'none.pt'
+    assert 'none.pt' in one_line(run(*words[:-1], tmp_path/'new', *FINETUNE))
+
+def test_networks_that_nobody_named(monkeypatch, pictures, tmp_path):
+    seen = []
+    monkeypatch.setattr('scenimefy.finetune.finetune', lambda cfg, source, *a, **k: seen.append(source) or Path('w'))
+    for words in ('', '--preset tiny', '--source mine.pt'):
+        assert run('finetune', '--anime', pictures/'anime', '-o', tmp_path, *words.split()).exit_code == 0
+    assert seen == ['lhq', 'tiny', 'mine.pt']
+
+def pair_words(painters, out, **more):
+    words = dict(preset='tiny', count=48, batch=2, max_lbce=9, min_categories=1, keep_best=.5, source=painters/'a.safetensors',
+                 target=painters/'b.safetensors', segmenter=painters/'segmenter.safetensors', device='cpu') | more
+    return ['pairs', '-o', str(out), *(str(w) for k, v in words.items() for w in (f'--{k.replace("_", "-")}', v))]
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob('*')) if p.suffix in ('.png', '.jsonl')}
+
+@pytest.mark.skipif(os.name == 'nt', reason='POSIX signals')
+def test_pairs_survive_a_kill(painters, tmp_path):
+    env = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    process = subprocess.Popen([*PROGRAM, *pair_words(painters, tmp_path/'killed')], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, env=env)
+    scores = tmp_path/'killed'/'scores.jsonl'
+    try:
+        deadline = time.time() + 300
+        while not scores.exists() or scores.read_text().count('\n') < 4:
+            assert process.poll() is None and time.time() < deadline
+            time.sleep(.01)
+    finally: process.kill(); process.wait()
+    again, whole = (run(*pair_words(painters, tmp_path/name)) for name in ('killed', 'whole'))
+    assert again.exit_code == whole.exit_code == 0, again.output
+    assert '48 of 96 pairs kept (50%)' in again.output and 'report.html' in again.output
+    assert (tmp_path/'killed'/'report.html').exists()
+    assert contents(tmp_path/'killed') == contents(tmp_path/'whole') and len(contents(tmp_path/'whole')) == 97
+
+def test_pairs_bad_requests(painters, tmp_path):
+    assert run(*pair_words(painters, tmp_path/'p', count=2)).exit_code == 0
+    assert 'psi' in one_line(run(*pair_words(painters, tmp_path/'p', count=2, psi=.5)), 2)
+    assert 'another' in one_line(run(*pair_words(painters, tmp_path/'p', count=2, target=painters/'a.safetensors')))
+    assert 'rejected' in one_line(run(*pair_words(painters, tmp_path/'q', max_lbce=0, patience=4)))
+    assert 'none.pt' in one_line(run(*pair_words(painters, tmp_path/'q', source='none.pt')))
+    assert 'out of range' in one_line(run(*pair_words(painters, tmp_path/'q', count=0)), 2)
+    assert not list((tmp_path/'q'/'trainA').glob('*'))
+
+
 # --- stylize ---------------------------------------------------------------------------------------
 
 def test_stylize_reports_every_file(net, tmp_path):
@@ -254,11 +356,13 @@ def test_doctor_sees_wrong_weights(monkeypatch, tmp_path):
 
 @pytest.fixture
 def small_demo(monkeypatch):
-    small = DemoSettings().but(n_photos=4, n_anime=4, n_pairs=4, draw_size=64, seconds=.1, n_test=4, n_show=1, show_size=32,
-                               small=32)
-    tiny = SemisupSettings.preset('tiny').but(size=16, load_size=16, ngf=4, ndf=4, n_blocks=5, n_layers=1, epochs=2, n_patches=8)
+    small = DemoSettings().but(n_photos=4, n_anime=4, n_pairs=4, draw_size=64, seconds=.1, n_codes=2, n_test=4, n_show=1,
+                               show_size=32, small=32)
+    third = SemisupSettings.preset('tiny').but(size=16, load_size=16, ngf=4, ndf=4, n_blocks=5, n_layers=1, epochs=2, n_patches=8)
+    first = FinetuneSettings.preset('tiny').but(batch=2, crops=2)
     monkeypatch.setattr('scenimefy.demo.DemoSettings', lambda: small)
-    monkeypatch.setattr(SemisupSettings, 'preset', classmethod(lambda cls, name: tiny))
+    monkeypatch.setattr(SemisupSettings, 'preset', classmethod(lambda cls, name: third))
+    monkeypatch.setattr(FinetuneSettings, 'preset', classmethod(lambda cls, name: first))
 
 def test_demo(small_demo, tmp_path):
     (tmp_path/'more').mkdir()

@@ -367,7 +367,7 @@ def test_other_ways_to_run(photos, tmp_path):
     made = pretrain(CFG.but(steps=2, precision='bf16', r1_every=1, path=0.), photos, tmp_path/'bf16')
     assert all(v.dtype == torch.float32 and v.isfinite().all() for v in read_stylegan(made)['g'].values())
     with pytest.raises(SettingsError, match='tokens'): pretrain(CFG.but(lam_token=.3), photos, tmp_path/'t')
-    tokens = lambda x: F.avg_pool2d(x, 4).flatten(2).mT                   # (B,16,3)
+    tokens = lambda x: F.adaptive_avg_pool2d(x, 8).flatten(2).mT          # (B,64,3)
     pretrain(CFG.but(lam_token=.3, steps=2), photos, tmp_path/'tokens', tokens=tokens)
     assert {'T', 'G_T'} <= set(read_history(tmp_path/'tokens'))
     with pytest.raises(UserError): pretrain(CFG, tmp_path/'no photos', tmp_path/'n')
