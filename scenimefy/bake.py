@@ -149,7 +149,8 @@ def bake_translator(k:Kitchen) -> dict:
     made = k.run(train, cfg, 'translator', sharp/'photos', sharp/'anime', k.work/'pairs')
     net = load_generator(made)
     scores = translator_scores(net, k.cfg.n_score//4)
-    save_generator(net, k.out/'tiny.safetensors', half=True, settings=cfg.to_json(), scores=json.dumps(scores))
+    save_generator(net, k.out/'tiny.safetensors', half=True, settings=cfg.to_json(), scores=json.dumps(scores),
+                   step=str(cfg.epochs*cfg.epoch_steps))
     return scores
 
 @torch.no_grad()
