@@ -224,7 +224,7 @@ def photos_html(photos:list, small:int) -> str: # photos: list of Shown
 def scenes_html(shown:list) -> str:
     "The section with held-out scenes beside their truth."
     rows = [f for s in shown for f in (figure_html(s.photo, s.name), figure_html(s.trained, 'trained here, a moment ago'),
-                                       figure_html(s.output, 'bundled: the same method, hours instead of seconds'),
+                                       figure_html(s.output, 'bundled: the same method, given more time'),
                                        figure_html(s.truth, 'the truth: the same scene, drawn as anime'))]
     return section_html('Scenes it has never seen', 'From left to right: a drawn “photo”; what the translator made of it that was '
         'trained on this computer just now; what the bundled one made of it; what the world’s own anime painter draws for '
@@ -291,7 +291,7 @@ TOY = ('The world is drawn by a program: seven kinds of things, no people, no ci
        'All networks are small and see 64 px instead of 256: the generators, the segmenter, the translators, and the CLIP that '
        'holds the scene. All of them were trained by us on drawn pictures.',
        'Stage 1 and Stage 3 ran for a minute together; the paper trains Stage 3 for 1.8 million steps.',
-       'The bundled translator went through the same three stages, on the same kind of data, for hours.')
+       'The bundled translator went through the same stages on the same kind of data, with more time.')
 
 def quoted(path) -> str:
     "A path as one types it in a shell."
@@ -318,7 +318,7 @@ def write_page(page, body:str, result:dict, n_pairs:int, seconds:dict):
     card = lambda r: (f'{r["percent"]:.0f} %', f'{r["word"]} to the truth than the photo: ')
     trained, bundled = (card(result[k]) for k in ('trained', 'bundled'))
     cards = [(trained[0], trained[1] + f'the translator trained here in {seconds["Stage 3"]:.0f} s'),
-             (bundled[0], bundled[1] + 'the bundled one, trained for hours'),
+             (bundled[0], bundled[1] + 'the bundled one, trained for longer'),
              (str(n_pairs), 'pairs painted and selected here, by a generator fine-tuned here'),
              (f'{sum(seconds.values()):.0f} s', f'for all of it, on {machine()}')]
     lead = ('The three stages of <i>Scenimefy</i> (ICCV 2023), one after the other on this computer: a generator of photos learned '

@@ -26,7 +26,9 @@ def test_wheel_holds_what_is_needed_and_nothing_else(wheel):
     modules = {p.name for p in (ROOT/'scenimefy').glob('*.py')}
     assert modules == {n.split('/')[1] for n in names if n.startswith('scenimefy/') and n.endswith('.py')}
     weights = {p.name for p in (ROOT/'scenimefy'/'weights').iterdir()}
-    assert weights == {n.split('/')[-1] for n in names if n.startswith('scenimefy/weights/')} and weights
+    assert weights == {n.split('/')[-1] for n in names if n.startswith('scenimefy/weights/')}
+    bundled = {f'{name}.safetensors' for name in ('clip', 'segmenter', 'stylegan', 'stylegan-anime', 'tiny')}
+    assert bundled <= weights and sum(p.stat().st_size for p in (ROOT/'scenimefy'/'weights').glob('*.safetensors')) <= 12e6
     assert not [n for n in names if not n.startswith(('scenimefy/', 'scenimefy-'))], 'something else is in the wheel'
     assert 'Requires-Python: >=3.10' in metadata and 'Requires-Dist: torch>=' in metadata
     runtime = [line for line in metadata.splitlines() if line.startswith('Requires-Dist') and 'extra' not in line]
@@ -36,13 +38,14 @@ def test_wheel_holds_what_is_needed_and_nothing_else(wheel):
 
 
 def test_wheel_works_outside_the_repository(wheel, tmp_path):
-    "Unpacked elsewhere, with the repository out of sight: version, bundled weights, one picture."
+    "Unpacked elsewhere, with the repository out of sight: every bundled network loads, one picture is translated."
     site = tmp_path/'site'
     with zipfile.ZipFile(wheel) as z: z.extractall(site)
     from PIL import Image
     Image.new('RGB', (33, 21), 'gray').save(tmp_path/'photo.png')
-    code = ('import scenimefy, sys; from pathlib import Path; from scenimefy.cli import main; '
+    code = ('import scenimefy, sys; from pathlib import Path; from scenimefy.cli import bundled_findings, main; '
             f'assert Path(scenimefy.__file__).is_relative_to({str(site)!r}), scenimefy.__file__; '
+            'found = bundled_findings(); assert len(found) == 5 and {m for m, *_ in found} == {"ok"}, found; '
             'sys.argv = ["scenimefy", "stylize", "photo.png", "-o", "out", "--weights", "tiny", "--device", "cpu"]; main()')
     env = dict(os.environ, PYTHONPATH=str(site), PYTHONSAFEPATH='1')
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -52,7 +55,7 @@ def test_wheel_works_outside_the_repository(wheel, tmp_path):
 
 def test_library_prints_and_imports_nothing_it_should_not():
     "Importing the library is quiet and does not pull development tools in."
-    code = ('import sys; import scenimefy.semisup, scenimefy.stylize, scenimefy.cli; '
+    code = ('import sys; import scenimefy.semisup, scenimefy.stylize, scenimefy.finetune, scenimefy.selection, scenimefy.cli; '
             'print([m for m in ("nbdev", "fastcore", "execnb", "scipy", "IPython") if m in sys.modules])')
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == '[]'
