@@ -301,7 +301,7 @@ def pairs_command(
 def bake_command(
     out: Annotated[Path, folder('For the networks, their logs and scores.', '-o', '--out')],
     names: Annotated[Optional[List[str]], typer.Argument(metavar='[NAME...]', show_default=False,
-                     help='clip, segmenter, stylegan, stylegan-anime, translator; all of them if none is named.')] = None):
+                     help='clip, segmenter, stylegan, stylegan-anime, tiny; all of them if none is named.')] = None):
     "Train the bundled toy networks again: a night on a CPU."
     from scenimefy.bake import bake
     for file in bake(names or (), out): typer.echo(file)
