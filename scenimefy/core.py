@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'stage_strip', 'UserError', 'SettingsError', 'opt', 'Settings', 'shows_error', 'to_model', 'to_array',
-           'to_image', 'check_images', 'seeded', 'set_seed', 'pick_device', 'atomic_path', 'show_grid', 'curve', 'cost',
-           'agree']
+           'to_image', 'check_images', 'seeded', 'set_seed', 'pick_device', 'bf16_note', 'atomic_path', 'show_grid',
+           'curve', 'cost', 'agree']
 
 # %% ../nbs/00_core.ipynb #exp-imports
 import contextlib, dataclasses, difflib, hashlib, json, math, os, random, tempfile, textwrap, time
@@ -211,6 +211,17 @@ def pick_device(name:str='auto'  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
         raise UserError(f"device {name!r} is not available here; this machine has "
                         f"{', '.join(k for k,v in have.items() if v)}")
     return device
+
+# %% ../nbs/00_core.ipynb #exp-bf16
+def bf16_note(device) -> str: # '' where `device` multiplies bfloat16 itself
+    "Advice for a device that only imitates bfloat16."
+    device = torch.device(device)
+    if device.type == 'cuda': native = torch.cuda.get_device_capability(device)[0] >= 8   # Ampere and later
+    elif device.type == 'cpu':
+        asks = getattr(torch.ops.mkldnn, '_is_mkldnn_bf16_supported', None)
+        native = asks is None or asks()
+    else: native = True
+    return '' if native else f'{device} only imitates bfloat16, which takes many times longer here; float32 is faster'
 
 # %% ../nbs/00_core.ipynb #exp-atomic
 @contextlib.contextmanager

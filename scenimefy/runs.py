@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .core import Settings, SettingsError, UserError, atomic_path, opt, pick_device, to_array
+from .core import Settings, SettingsError, UserError, atomic_path, bf16_note, opt, pick_device, to_array
 from .data import loader
 
 # %% ../nbs/02b_runs.ipynb #exp-settings
@@ -28,7 +28,7 @@ from .data import loader
 class RunSettings(Settings):
     "What every training has in common."
     seed:         int   = opt(0, 'start of everything random', 'ours: the released code has none', lo=0)
-    precision:    str   = opt('fp32', 'number format of the networks', 'ours: bf16 is faster', choices=('fp32', 'bf16'))
+    precision:    str   = opt('fp32', 'number format of the networks', 'ours: bf16 is faster on hardware that has it', choices=('fp32', 'bf16'))
     workers:      int   = opt(2, 'processes that read images; the result does not depend on it', 'ours', lo=0, hi=64)
     log_every:    int   = opt(50, 'distance of two log entries', 'ours', 'steps', lo=1)
     sample_every: int   = opt(1000, 'distance of two sample pictures', 'ours', 'steps', lo=1)
@@ -174,6 +174,7 @@ class TrainingRun:
         self.device = chosen if self.world == 1 else self.accelerator.device  # several processes: each its own card
         self.rank, self.main = self.accelerator.process_index, self.accelerator.is_main_process
         bf16 = cfg.precision == 'bf16'
+        if bf16 and (note := bf16_note(self.device)): warnings.warn(f'{note} (precision)')
         # bf16 convolutions are fastest with the channels of a pixel side by side; fp32 on a CPU is not
         self.layout = torch.channels_last if bf16 or self.device.type == 'cuda' else torch.contiguous_format
         self.amp = (lambda: torch.autocast(self.device.type, torch.bfloat16)) if bf16 else contextlib.nullcontext

@@ -58,7 +58,7 @@ class SemisupSettings(RunSettings):
                             n_layers=2, head_dim=64, n_patches=128, init='default', lr=3e-4, lam_gan=.5,
                             lam_gan_sup=.5, lam_style=1.,
                             ema=.99, workers=0, log_every=10, sample_every=400, save_every=400),
-               'colab': dict(epochs=10, epoch_steps=600, precision='bf16', sample_every=250, save_every=500),
+               'colab': dict(epochs=10, epoch_steps=600, sample_every=250, save_every=500),
                'paper': {}}
 
     def __post_init__(self):

@@ -342,7 +342,7 @@ class PretrainSettings(RunSettings):
     lam_token:  float = opt(0., 'weight of a second critic on given frozen features', 'ours: for small budgets', lo=0.)
     PRESETS = {'tiny': dict(size=64, style_dim=64, n_mlp=4, channels=(64, 64, 64, 32, 16), batch=8, steps=400, lr=.0025,
                             r1=1., path=0., ema=.99, workers=0, log_every=10, sample_every=400, save_every=400),
-               'colab': dict(steps=4000, precision='bf16', path=0., sample_every=250, save_every=500),
+               'colab': dict(steps=4000, path=0., sample_every=250, save_every=500),
                'paper': {}}
 
     def plan(self):

@@ -8,7 +8,7 @@ __all__ = ['MULTIPLE', 'SMALLEST', 'BYTES_FACTOR', 'padded_side', 'pad_to_fit', 
            'stylize_folder', 'reason']
 
 # %% ../nbs/10_stylize.ipynb #exp-imports
-import copy, errno, functools, itertools, os, re, time
+import copy, errno, functools, itertools, os, re, time, warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from PIL import Image
 from torch import nn
 from tqdm.auto import tqdm
 
-from .core import UserError, atomic_path, check_images, pick_device, to_image, to_model
+from .core import UserError, atomic_path, bf16_note, check_images, pick_device, to_image, to_model
 from .data import as_rgb, find_images, read_image
 from .translator import ResnetGenerator, save_generator
 from .weights import FULL, WeightsError, find_weights, is_state, misfit, read_weights
@@ -214,6 +214,7 @@ def _ready(weights, device, precision):
     "The generator of `weights`, kept from the last call unless the file has changed since."
     if precision not in ('float32', 'bfloat16'):
         raise UserError(f"precision {precision!r} is unknown; use 'float32' or 'bfloat16'")
+    if precision == 'bfloat16' and (note := bf16_note(pick_device(device))): warnings.warn(note)
     path = find_weights(weights).resolve()
     stat = path.stat()
     return _cached(path, stat.st_mtime_ns, stat.st_size, str(pick_device(device)), precision)
