@@ -47,7 +47,7 @@ class FinetuneSettings(RunSettings):
     ema:        float = opt(.99778, 'decay of the averaged generator', 'released code: 0.5^(32/10000)', lo=0., hi=.99999)
     PRESETS = {'tiny': dict(steps=200, batch=8, crops=4, crop=16, clip='tiny', perceptual='tiny', r1=1., ema=.98,
                             workers=0, log_every=10, sample_every=50, save_every=100),
-               'colab': dict(steps=500, batch=8, precision='bf16', ema=.99, sample_every=50, save_every=250),
+               'colab': dict(steps=500, batch=8, ema=.99, sample_every=50, save_every=250),
                'paper': dict(sample_every=100, save_every=250)}
 
 # %% ../nbs/07_finetune.ipynb #exp-trainable

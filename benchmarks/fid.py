@@ -1,0 +1,120 @@
+"""FID of two folders: pytorch-fid's command line against ours, same pictures, same weights.
+
+    python benchmarks/fid.py [--n 150] [--weights FILE] [--only ours]
+
+Without a file of weights a random one in the released layout is made: right for the arithmetic, the time and the
+memory, not for the value. Each side runs in its own process. Memory is sampled over the whole tree of processes,
+because pytorch-fid reads pictures in workers; PSS counts a page that several of them share once.
+The run that the issue asks for: `python benchmarks/fid.py --n 2000` (hours on two cores).
+"""
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from unittest import mock
+
+OURS = """
+import sys
+from scenimefy.evaluate import frechet_distance, load_features, summarize, survey
+net = load_features(sys.argv[1])
+a, b = (summarize(net, survey(p, p)) for p in sys.argv[2:])
+del net
+print('FID: ', frechet_distance(a.mean, a.cov, b.mean, b.cov))
+"""
+
+
+def random_weights(path):
+    "A file in the layout of pytorch-fid's weights."
+    import torch
+    import pytorch_fid.inception as theirs
+    made, load = [], lambda self, *_, **__: made.append(self)
+    torch.manual_seed(0)
+    with mock.patch.object(theirs, 'load_state_dict_from_url', lambda *_, **__: {}), \
+         mock.patch.object(torch.nn.Module, 'load_state_dict', load):
+        theirs.fid_inception_v3()
+    for m in made[0].modules():   # large enough weights that the features spread
+        if isinstance(m, torch.nn.Conv2d): torch.nn.init.kaiming_normal_(m.weight)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(made[0].state_dict(), path)
+
+
+def tree(pid):
+    "A process and all below it."
+    found = [pid]
+    try: children = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    except OSError: return found
+    for child in children: found += tree(int(child))
+    return found
+
+
+def memory(pid):
+    "(PSS of the tree, RSS of the process) in MiB."
+    pss = rss = 0
+    for p in tree(pid):
+        try: lines = Path(f'/proc/{p}/smaps_rollup').read_text().splitlines()[1:]
+        except OSError: continue
+        sizes = {l.split(':')[0]: int(l.split()[1])/1024 for l in lines}
+        pss += sizes['Pss']
+        if p == pid: rss = sizes['Rss']
+    return pss, rss
+
+
+def measured(words, env):
+    "Run a command; its FID, seconds, peak PSS of the tree, peak RSS of the main process."
+    start, peak, cpu = time.perf_counter(), [0., 0.], os.times()
+    process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def watch():
+        while process.poll() is None:
+            peak[:] = map(max, peak, memory(process.pid))
+            time.sleep(.1)
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    out, err = process.communicate()
+    seconds, spent = time.perf_counter() - start, os.times()
+    if process.returncode: raise SystemExit(f'{words[:3]} failed:\n{err[-2000:]}')
+    value = float(next(l for l in out.splitlines() if l.startswith('FID:')).split()[1])
+    return dict(fid=value, seconds=round(seconds, 1), tree_mib=round(peak[0]), main_mib=round(peak[1]),
+                cpu_seconds=round(spent.children_user + spent.children_system - cpu.children_user - cpu.children_system, 1))
+
+
+def write_pictures(folder, n, first, style):
+    from scenimefy.core import to_image
+    from scenimefy.world import render, scenes
+    folder.mkdir()
+    for k in range(n): to_image(render(scenes([first + k]), 128, style)[0]).resize((256, 256), 3).save(folder/f'{k:05d}.png')
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--n', type=int, default=150, help='pictures per folder')
+    parser.add_argument('--weights', type=Path, help="pytorch-fid's file, if you have it")
+    parser.add_argument('--only', choices=('ours', 'pytorch-fid'))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp)
+        weights = tmp/'hub'/'checkpoints'/'pt_inception-2015-12-05-6726825d.pth'
+        if args.weights:
+            weights.parent.mkdir(parents=True)
+            weights.symlink_to(args.weights.resolve())
+        else: random_weights(weights)
+        for i, style in enumerate(('photo', 'anime')): write_pictures(tmp/style, args.n, 10_000*i, style)
+        folders, env = [str(tmp/'photo'), str(tmp/'anime')], {**os.environ, 'TORCH_HOME': str(tmp)}
+        jobs = {'ours': [sys.executable, '-c', OURS, str(weights), *folders],
+                'pytorch-fid': [sys.executable, '-m', 'pytorch_fid', '--device', 'cpu', *folders]}
+        found = {}
+        for name, words in jobs.items():
+            if args.only in (None, name):
+                found[name] = measured(words, env)
+                print(name, json.dumps(found[name]), flush=True)
+    if len(found) == 2:
+        a, b = found['ours'], found['pytorch-fid']
+        print(f"relative difference {abs(a['fid'] - b['fid'])/b['fid']:.1e}; ours takes {a['seconds']/b['seconds']:.2f} of the time, "
+              f"{a['tree_mib']/b['tree_mib']:.2f} of the memory (all processes), {a['main_mib']/b['main_mib']:.2f} (main process)")
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,309 @@
+"Tables that survive kills, refuse what they cannot vouch for, and mark what they can."
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+
+from scenimefy.ablate import (PUBLISHED, T975, TABLE_3_MORE, TABLE_4, TOY, AblateSettings, Ruler, ablate, compare, draw_table,
+                              folder_digest, interval, read_table, row_file, rounded, run_key, run_table, sentences,
+                              short_translator, strip, table_cells, values, verdict, write_page)
+from scenimefy.core import SettingsError, UserError
+from scenimefy.finetune import FinetuneSettings
+from scenimefy.page import table_html
+from scenimefy.runs import Diverged, Stopped
+
+ROWS = {'full': {}, 'w/o sail': dict(adds=.5), 'twin of full': {}}
+ABOUT = dict(boat='red', lr=1e-3, sizes=(1, 2))
+
+
+def number(change, seed, folder): return 1 + change.get('adds', 0) + .1*seed
+def measure(x): return dict(lbce=x, agreement=1/x)
+
+
+def table(out, rows=ROWS, run_one=number, seeds=range(3), about=ABOUT, **more):
+    return run_table(rows, run_one, measure, seeds, out, about, out.parent/'work', say=lambda text: None, **more)
+
+
+# the arithmetic, against SciPy
+
+@pytest.mark.parametrize('n', [2, 3, 4, 7, 21])
+def test_interval_is_scipys(n):
+    d = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(n)).tolist()
+    mean, low, high = interval(d)
+    theirs = stats.ttest_1samp(d, 0).confidence_interval(.95)
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=3e-4*(high - low))
+    assert mean == pytest.approx(sum(d)/n)
+
+
+def test_quantiles_are_scipys():
+    assert list(T975) == [round(float(stats.t.ppf(.975, df)), 3) for df in range(1, 21)]
+
+
+def test_more_than_twenty_one_seeds_use_the_last_quantile():
+    d = [(-1)**k for k in range(40)]
+    assert interval(d)[2] == pytest.approx(2.086*math.sqrt(40/39)/math.sqrt(40), rel=1e-3)
+
+
+@pytest.mark.parametrize('low, high, paper, mark', [
+    (.1, .2, .3, 'agree'), (-.2, -.1, -.3, 'agree'), (.1, .2, -.3, 'disagree'), (-.2, -.1, .3, 'disagree'),
+    (-.1, .2, .3, 'undecided'), (-math.inf, math.inf, .3, 'undecided'), (0., .2, .3, 'undecided'), (.1, .2, None, ''), (.1, .2, 0., '')])
+def test_verdict(low, high, paper, mark): assert verdict(low, high, paper) == mark
+
+
+# names of runs
+
+def test_key_survives_json_and_sees_everything():
+    key = run_key(json.loads(json.dumps(ABOUT)), {}, 0)
+    assert key == run_key(ABOUT, {}, 0) and re.fullmatch('[0-9a-f]{16}', key)
+    assert len({key, run_key({**ABOUT, 'lr': 2e-3}, {}, 0), run_key(ABOUT, dict(a=1), 0), run_key(ABOUT, {}, 1)}) == 4
+
+
+def test_folder_digest_sees_names_contents_and_moves(tmp_path):
+    for folder in 'ab': (tmp_path/folder/'sub').mkdir(parents=True); (tmp_path/folder/'sub'/'x.png').write_bytes(b'1')
+    one = folder_digest(tmp_path/'a')
+    assert one == folder_digest(tmp_path/'b')
+    (tmp_path/'b'/'.complete').touch(); assert one == folder_digest(tmp_path/'b')      # markers do not count
+    (tmp_path/'b'/'sub'/'x.png').rename(tmp_path/'b'/'x.png'); assert one != folder_digest(tmp_path/'b')
+    (tmp_path/'a'/'sub'/'x.png').write_bytes(b'2'); assert one != folder_digest(tmp_path/'a')
+
+
+# the engine
+
+def test_rows_that_differ_by_nothing_are_one_run(tmp_path):
+    calls = []
+    t = table(tmp_path/'t.json', run_one=lambda *a: calls.append(a) or number(*a))
+    assert len(calls) == 6 and [(c[1]) for c in calls] == [0, 0, 1, 1, 2, 2]           # seeds outermost
+    assert values(t, 'full', 'lbce') == values(t, 'twin of full', 'lbce') == {0: 1., 1: 1.1, 2: 1.2}
+    line = compare(t, 'lbce')[1]
+    assert (line.seeds, line.difference, line.low, line.high) == (3, pytest.approx(.5), pytest.approx(.5), pytest.approx(.5))
+
+
+def test_a_second_call_runs_what_is_new(tmp_path):
+    table(tmp_path/'t.json', seeds=[0])
+    calls = []
+    t = table(tmp_path/'t.json', {**ROWS, 'new': dict(adds=1)}, lambda *a: calls.append(a[:2]) or number(*a), seeds=range(2))
+    assert calls == [(dict(adds=1), 0), ({}, 1), (dict(adds=.5), 1), (dict(adds=1), 1)]
+    assert list(t['rows']) == [*ROWS, 'new']
+
+
+def test_rows_left_out_of_a_later_call_stay_in_the_file(tmp_path):
+    table(tmp_path/'t.json', seeds=[0])
+    assert len(compare(table(tmp_path/'t.json', {'full': {}}, seeds=[0]), 'lbce')) == 3
+
+
+def test_renamed_rows_keep_their_results(tmp_path):
+    table(tmp_path/'t.json', seeds=[0])
+    t = table(tmp_path/'t.json', {'ours': {}, 'sail-less': dict(adds=.5)}, lambda *a: pytest.fail('ran again'), seeds=[0])
+    assert values(t, 'ours', 'lbce') == {0: 1.}
+
+
+def test_scale_is_asked_once(tmp_path):
+    asked = []
+    for _ in range(2): t = table(tmp_path/'t.json', seeds=[0], scale=lambda: asked.append(1) or {'known': dict(lbce=1.23456789)})
+    assert len(asked) == 1 and t['scale'] == {'known': dict(lbce=1.23457)}
+
+
+def test_each_run_gets_an_empty_folder_that_goes_away(tmp_path):
+    def careful(change, seed, folder):
+        assert not folder.exists()
+        folder.mkdir(parents=True); (folder/'x').touch()
+        return 1.
+    (tmp_path/'work'/run_key(json.loads(json.dumps(ABOUT)), {}, 0)).mkdir(parents=True)    # left by a life that was killed
+    table(tmp_path/'t.json', run_one=careful)
+    assert not list((tmp_path/'work').iterdir())
+
+
+def test_pictures_are_kept_of_the_first_seed(tmp_path):
+    table(tmp_path/'t.json', picture=lambda x: strip(torch.full((5, 3, 8, 8), x - 1)))
+    assert sorted(p.name for p in (tmp_path/'t').iterdir()) == ['full.jpg', 'w-o-sail.jpg']
+    with Image.open(tmp_path/'t'/'full.jpg') as im: assert im.size == (32, 8)
+
+
+def test_no_row_can_leave_the_folder():
+    for row in ('../../etc/x', '/abs', 'a\\b', '..', 'w/o D_P'): assert '/' not in row_file(row) and '\\' not in row_file(row) and '..' not in row_file(row)
+
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+def test_what_diverged_is_recorded_and_left_out(tmp_path, bad):
+    def wild(change, seed, folder):
+        if change and seed == 1: raise Diverged('the training diverged at step 3')
+        return bad if change and seed == 2 else number(change, seed, folder)
+    t = run_table(ROWS, wild, lambda x: dict(lbce=x), range(3), tmp_path/'t.json', ABOUT, tmp_path/'work', say=lambda text: None)
+    failed = [r['failed'] for r in t['runs'].values() if 'failed' in r]
+    assert len(failed) == 2 and 'step 3' in failed[0] and 'lbce' in failed[1]
+    assert compare(t, 'lbce')[1].seeds == 1 and math.isinf(compare(t, 'lbce')[1].high)
+    table(tmp_path/'t.json', run_one=lambda *a: pytest.fail('a diverged run was repeated'))
+
+
+def test_other_errors_stop_the_table_and_keep_the_rest(tmp_path):
+    def broken(change, seed, folder):
+        if seed == 1: raise OSError('disk')
+        return number(change, seed, folder)
+    with pytest.raises(OSError): table(tmp_path/'t.json', run_one=broken)
+    assert len(read_table(tmp_path/'t.json')['runs']) == 2
+
+
+def test_a_stopped_training_says_how_to_go_on(tmp_path):
+    def stopped(*a): raise Stopped('stopped by SIGTERM after step 3 of 9; the state is saved, go on with --resume')
+    with pytest.raises(Stopped, match=r'by SIGTERM after step 3 of 9 \(full, seed 0\); 0 results are kept .* the same call') as e:
+        table(tmp_path/'t.json', run_one=stopped)
+    assert '--resume' not in str(e.value)
+
+
+def test_other_conditions_are_refused_by_name(tmp_path):
+    table(tmp_path/'t.json')
+    with pytest.raises(UserError, match=r'other conditions \(boat, wind\)'): table(tmp_path/'t.json', about={**ABOUT, 'boat': 'blue', 'wind': 3})
+
+
+@pytest.mark.parametrize('text, said', [('{', 'no table of results'), ('[]', 'no table'), ('{"about": {}}', 'no table'), ('null', 'no table')])
+def test_files_that_are_no_tables(tmp_path, text, said):
+    (tmp_path/'t.json').write_text(text)
+    with pytest.raises(UserError, match=said): table(tmp_path/'t.json')
+    assert (tmp_path/'t.json').read_text() == text                                     # and nothing was overwritten
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(UserError, match='cannot read'): read_table(tmp_path/'none.json')
+
+
+def test_edited_settings_are_noticed(tmp_path):
+    table(tmp_path/'t.json')
+    text = (tmp_path/'t.json').read_text()
+    (tmp_path/'t.json').write_text(text.replace('0.001', '0.002'))
+    with pytest.raises(UserError, match='edited'): read_table(tmp_path/'t.json')
+
+
+def test_killed_and_continued(tmp_path):
+    "SIGKILL in the middle of a run: what was measured is there, and the second life ends with the same numbers."
+    code = '''
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_ablate import ABOUT, ROWS, measure, number
+from scenimefy.ablate import run_table
+def slow(change, seed, folder):
+    if seed == 1: print('second seed', flush=True); time.sleep(60)
+    return number(change, seed, folder)
+out = Path(sys.argv[1])
+run_table(ROWS, slow, measure, range(3), out, ABOUT, out.parent/'work')
+'''
+    out = tmp_path/'t.json'
+    p = subprocess.Popen([sys.executable, '-c', code, str(out), str(Path(__file__).parent)], stdout=subprocess.PIPE, text=True)
+    for line in p.stdout:
+        if 'second seed' in line: break
+    os.kill(p.pid, signal.SIGKILL); p.wait(); p.stdout.close()
+    assert {r['seed'] for r in read_table(out)['runs'].values()} == {0}
+    again, whole = table(out), table(tmp_path/'whole.json')
+    plain = lambda t: {k: {**r, 'seconds': 0} for k, r in t['runs'].items()}
+    assert plain(again) == plain(whole)
+    assert sorted(p.name for p in tmp_path.iterdir()) in (['t.json', 'whole.json'], ['t.json', 'whole.json', 'work'])
+
+
+# reading
+
+def noisy(change, seed, folder): return 1.3 + change.get('adds', 0) + (.02, -.03, .01)[seed] + (.001, -.002, .001)[seed]*bool(change)
+
+
+def test_marks_sentences_cells_and_figure(tmp_path):
+    paper = {'full': 4., 'w/o sail': 4.2, 'w/o anchor': 4.1}
+    rows = {'full': {}, 'w/o sail': dict(adds=.05), 'w/o anchor': dict(adds=-.05), 'w/o paint': dict(adds=.0001)}
+    t = table(tmp_path/'t.json', rows, noisy, scale=lambda: {'known': dict(lbce=1.)})
+    lines = compare(t, 'lbce', paper)
+    assert [v.mark for v in lines] == ['', 'agree', 'disagree', '']
+    assert lines[1].difference == pytest.approx(.05) and lines[1].sd == pytest.approx(stats.tstd([1.371, 1.318, 1.361]))
+    said = sentences(lines)
+    assert len(said) == 3 and said[0].startswith('w/o sail: +0.20 in the paper; +0.0500') and said[0].endswith('the same sign: agree.')
+    assert 'the opposite sign: disagree' in said[1] and 'no such row' in said[2] and 'not excluded' in said[2]
+    head, cells = table_cells(t, paper)
+    assert len(cells) == 5 and all(len(c) == len(head) for c in cells) and 'w/o sail' in table_html(cells, head)
+    figure = draw_table(t, paper)
+    figure.savefig(tmp_path/'f.png')
+    assert len(figure.axes) == 3 and [x.get_text() for x in figure.axes[0].get_yticklabels()] == list(rows)[1:]
+
+
+def test_one_seed_and_no_reference(tmp_path):
+    t = table(tmp_path/'t.json', seeds=[0])
+    head, cells = table_cells(t, PUBLISHED[4])
+    assert all('nan' not in c and 'inf' not in c for row in cells for c in row)
+    assert 'one seed' in sentences(compare(t, 'lbce'))[0]
+    draw_table(t, {})
+    assert compare(t, 'lbce', reference='w/o sail')[0].difference == pytest.approx(-.5)
+    assert compare(table(tmp_path/'u.json', {'full': {}, 'b': dict(adds=1)}, seeds=[]), 'lbce') == []
+
+
+def test_seeds_that_only_one_row_has_do_not_count(tmp_path):
+    table(tmp_path/'t.json', {'full': {}}, seeds=range(3))
+    t = table(tmp_path/'t.json', seeds=[2, 5])
+    assert compare(t, 'lbce')[1].seeds == 2 and list(values(t, 'full', 'lbce')) == [0, 1, 2, 5]
+
+
+def test_page_is_safe_and_whole(tmp_path):
+    rows = {'full': {}, 'w/o <script>': dict(adds=1)}
+    t = table(tmp_path/'table4.json', rows, noisy, picture=lambda x: torch.zeros(3, 8, 32))
+    text = write_page(t, 4, tmp_path/'table4.json').read_text(encoding='utf8')
+    assert text.count('<img') == 3 and 'http' not in text.replace('http-equiv', '')
+    assert '<script' not in text
+
+
+# rows, plans, settings
+
+def test_published_numbers_are_the_papers():
+    assert list(PUBLISHED[3].values()) == [4.24, 4.45, 4.53, 4.25, 4.30] and list(PUBLISHED[4].values()) == [4.39, 4.76, 4.50, 4.68, 4.72, 4.58]
+    assert all(v > PUBLISHED[n]['full'] for n in (3, 4) for k, v in PUBLISHED[n].items() if k != 'full')
+
+
+def test_every_change_is_legal_json():
+    for change in TABLE_3_MORE.values(): FinetuneSettings.preset('tiny').but(**json.loads(json.dumps(change)))
+    for change in TABLE_4.values(): TOY.but(**{k: v for k, v in json.loads(json.dumps(change)).items() if k != 'pairs'})
+    assert len({json.dumps(c) for c in TABLE_4.values()}) == len(TABLE_4) == 9
+
+
+@pytest.mark.parametrize('budget, epochs, steps', [(2, 2, 2), (19, 19, 19), (120, 20, 120), (50, 20, 40)])
+def test_short_translator(budget, epochs, steps):
+    cfg = short_translator(budget)
+    assert cfg.epochs == epochs and cfg.epochs*cfg.epoch_steps == steps
+
+
+def test_wrong_table_and_row(tmp_path):
+    with pytest.raises(SettingsError, match='3 or 4'): ablate(5, tmp_path/'o')
+    with pytest.raises(SettingsError, match="no row 'w/o D_C'; known: full, w/o FreezeG"): ablate(3, tmp_path/'o', rows=['w/o D_C'])
+    assert not (tmp_path/'o').exists()
+    with pytest.raises(SettingsError, match='budget'): AblateSettings().but(budget=1)
+
+
+def test_ruler_by_hand():
+    photo = torch.zeros(8, 3, 64, 64)
+    ruler = Ruler(photo, truth=photo + .5, n_real=8)
+    found = ruler(photo)
+    assert found['agreement'] == 1 and found['l1'] == pytest.approx(.5) and found['frechet'] > 0
+    assert ruler(photo + 7)['l1'] == pytest.approx(.5)                                  # clamped to 1 first
+    ruler.truth = None
+    assert 'l1' not in ruler(photo)
+
+
+def test_rounded():
+    assert rounded(dict(a=1/3)) == dict(a=.33333)
+    with pytest.raises(Diverged, match='b came out'): rounded(dict(a=1., b=math.nan))
+
+
+def test_table_3_of_two_steps(tmp_path):
+    "The whole way, on the bundled networks; the same call again runs nothing."
+    cfg, said = AblateSettings().but(seeds=1, budget=2, world=4, scenes=8, real=8), []
+    page = ablate(3, tmp_path/'o', cfg, ['w/o D_CLIP'], say=said.append)
+    t = read_table(tmp_path/'o'/'table3.json')
+    assert list(t['rows']) == ['full', 'w/o D_CLIP'] and len(said) == 2 and page.exists()
+    assert t['scale']['anime of other scenes']['agreement'] < t['scale']['true anime']['agreement']
+    assert {p.name for p in (tmp_path/'o'/'table3').iterdir()} == {'photos.jpg', 'full.jpg', 'w-o-d-clip.jpg'}
+    before = (tmp_path/'o'/'table3.json').read_bytes()
+    ablate(3, tmp_path/'o', cfg, ['w/o D_CLIP'], say=said.append)
+    assert len(said) == 2 and before == (tmp_path/'o'/'table3.json').read_bytes()

@@ -1,0 +1,209 @@
+"Baselines: every loss against a slow twin, runs that resume exactly, and nothing that a warm-up or a zero weight hides."
+import copy
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import scenimefy.baselines as B
+from scenimefy.baselines import (PUBLISHED_1, NOT_HERE_1, RECIPES, STEPS, TABLE_1, BaselineRun, BaselineSettings, baseline_weights,
+                                 blur, color_reconstruction, color_statistics, color_transfer, feature_l1, from_lab, gram,
+                                 gray, gray_style, smooth_edges, to_lab, world_statistics, yuv)
+from scenimefy.core import SettingsError, seeded
+from scenimefy.runs import run_training
+from scenimefy.semisup import SemisupSettings
+from scenimefy.world import write_world
+
+SMALL = BaselineSettings.preset('tiny').but(size=32, load_size=32, ngf=4, n_blocks=5, ndf=4, head_dim=8, n_patches=16, epochs=2,
+                                            epoch_steps=2, log_every=1, sample_every=4, save_every=2)
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    return write_world(tmp_path_factory.mktemp('baselines'), n_photos=5, n_anime=5, n_pairs=4, size=40)
+
+
+def settings(name, **changes): return SMALL.but(method=name, **RECIPES[name] | {'warmup': 0} | changes)
+def start(world, name, folder, **changes):
+    return BaselineRun(settings(name, **changes), world/'photos', world/'anime', world/'pairs', folder, device='cpu')
+def noise(key, *shape, dtype=torch.float32): return torch.rand(*shape, generator=seeded('baselines', key), dtype=dtype)*1.9 - .95
+
+
+# ---- colors
+
+def test_lab_against_the_formula_pixel_by_pixel():
+    x = noise('lab', 1, 3, 2, 2)
+    lms = [[.3811, .5783, .0402], [.1967, .7244, .0782], [.0241, .1288, .8444]]
+    for i in range(2):
+        for j in range(2):
+            rgb = [(v + 1)/2 for v in x[0, :, i, j].tolist()]
+            L, M, S = (torch.tensor(max(sum(a*b for a, b in zip(row, rgb)), 1/255)).log10().item() for row in lms)
+            expected = torch.tensor([(L + M + S)/3**.5, (L + M - 2*S)/6**.5, (L - M)/2**.5])
+            assert torch.allclose(to_lab(x)[0, :, i, j], expected, atol=1e-5)
+
+
+def test_transfer_survives_black_white_and_flat_pictures():
+    stats = color_statistics(noise('anime', 6, 3, 16, 16))
+    for value in (-1., 0., 1.):
+        out = color_transfer(torch.full((1, 3, 8, 8), value), stats)
+        assert out.isfinite().all() and out.abs().max() <= 1
+        assert torch.allclose(out, from_lab(stats[0].expand(1, 3, 8, 8)), atol=1e-2)     # flat: the anime's mean color
+
+
+def test_transfer_does_not_depend_on_exposure():
+    x = noise('exposure', 2, 3, 16, 16)*.3
+    stats = color_statistics(noise('anime', 6, 3, 16, 16)*.4)
+    darker = ((x + 1)*.5) - 1                                     # half the light: a shift of the logarithm
+    assert (color_transfer(x, stats) - color_transfer(darker, stats)).abs().max() < 1e-3
+
+
+def test_yuv_against_torchvision_free_formula_and_huber_by_hand():
+    x = noise('yuv', 2, 3, 4, 4)
+    r, g, b = ((x + 1)/2).unbind(1)
+    y = .299*r + .587*g + .114*b
+    assert torch.allclose(yuv(x), torch.stack([y, .492*(b - y), .877*(r - y)], 1), atol=1e-6)
+    a, c = yuv(x[:1]), yuv(x[1:])
+    d = a - c
+    huber = lambda t: torch.where(t.abs() < 1, .5*t*t, t.abs() - .5).mean()
+    assert torch.allclose(color_reconstruction(x[:1], x[1:]), d[:, 0].abs().mean() + huber(d[:, 1]) + huber(d[:, 2]), atol=1e-6)
+
+
+# ---- edges and features
+
+def test_edges_are_found_in_every_direction_and_the_rest_is_untouched():
+    for dim in (-1, -2):
+        x = torch.full((1, 3, 16, 16), -.6)
+        x.narrow(dim, 8, 8).fill_(.6)
+        y = smooth_edges(x)
+        changed = (y != x).any(1)[0]
+        lines = changed.any(0 if dim == -1 else 1).nonzero().flatten().tolist()
+        assert lines == [6, 7, 8, 9]
+    x = noise('blur', 2, 3, 12, 12)
+    k = torch.tensor([1., 4, 6, 4, 1])/16
+    slow = F.conv2d(F.conv2d(F.pad(x, (2, 2, 2, 2), mode='reflect').flatten(0, 1)[:, None], k.view(1, 1, 1, 5)), k.view(1, 1, 5, 1))
+    assert torch.allclose(blur(x), slow.view_as(x), atol=1e-6)
+
+
+def test_gram_against_a_loop_and_without_places():
+    t = noise('gram', 2, 6, 4)
+    for b in range(2):
+        for i in range(4):
+            for j in range(4): assert abs(gram(t)[b, i, j] - sum(t[b, n, i]*t[b, n, j] for n in range(6))/24) < 1e-6
+    assert torch.allclose(gram(t.flip(1)), gram(t)) and torch.allclose(gram(torch.cat([t, t], 1)), gram(t))
+
+
+def test_no_gradient_reaches_the_reference():
+    f = lambda x: x.flatten(2).mT
+    for loss in (lambda a, b: feature_l1(a, b, f), lambda a, b: gray_style(a, b, f)):
+        a, b = (noise(k, 1, 3, 8, 8).requires_grad_() for k in 'ab')
+        loss(a, b).backward()
+        assert a.grad.abs().sum() > 0 and b.grad is None
+
+
+@pytest.mark.parametrize('name', ['smooth', 'gram', 'color', 'feature'])
+def test_gradients_against_finite_differences(name):
+    b, f = noise('fixed', 1, 3, 5, 5, dtype=torch.double), lambda x: x.flatten(2).mT.tanh()
+    loss = dict(smooth=lambda a: (smooth_edges(a, 3.)*b).sum(), gram=lambda a: gray_style(a, b, f),
+                color=lambda a: color_reconstruction(a, b), feature=lambda a: feature_l1(a, b, f))[name]
+    a = noise('free', 1, 3, 5, 5, dtype=torch.double).requires_grad_()
+    assert torch.autograd.gradcheck(loss, (a,), atol=1e-4)
+
+
+# ---- steps
+
+@pytest.mark.parametrize('name', STEPS)
+def test_a_step_says_what_a_slow_twin_says(world, tmp_path, name):
+    r = start(world, name, tmp_path)
+    nets, (x, y, xp, yp) = copy.deepcopy(r.nets), next(iter(r.feed()))
+    got = {k: float(v) for k, v in r.take_step((x, y, xp, yp)).items()}
+    a, b = (xp, yp) if name == 'pix2pix' else (x, y)
+    critic = nets.D_p if name == 'pix2pix' else nets.D
+    see = (lambda i: critic(torch.cat([xp, i], 1))) if name == 'pix2pix' else critic
+    with torch.no_grad():
+        fake = nets.G(a)
+        fakes = dict(pix2pix=[(fake, 1)], CUT=[(fake, 1)], CartoonGAN=[(fake, 1), (smooth_edges(y), 1)],
+                     AnimeGAN=[(fake, 1), (gray(y), 1), (smooth_edges(gray(y)), .1)])[name]
+        d = .5*((see(b) - 1).square().mean() + sum(w*see(i).square().mean() for i, w in fakes))
+        if name == 'pix2pix': assert abs(got['l1'] - (fake - yp).abs().mean()) < 1e-5
+        if name in ('CartoonGAN', 'AnimeGAN'):
+            assert abs(got['content'] - (r.features(fake) - r.features(x)).abs().mean()) < 1e-5
+    assert abs(got['D_p' if name == 'pix2pix' else 'D'] - d) < 1e-5
+    w = baseline_weights(r.cfg, 1)
+    assert abs(got['total'] - sum(w[k]*v for k, v in got.items() if k in w)) < 1e-3
+    for k, net in r.nets.present().items():
+        moved = [not torch.equal(p, q) for p, q in zip(net.parameters(), getattr(nets, k).parameters())]
+        assert sum(moved) > .5*len(moved), f'{k} did not learn'
+
+
+def test_networks_are_those_that_the_recipe_needs(world, tmp_path):
+    have = {name: set(start(world, name, tmp_path/name).nets.present()) for name in RECIPES}
+    assert have == {'pix2pix': {'G', 'D_p'}, 'CUT': {'G', 'D', 'F'}, 'CartoonGAN': {'G', 'D'}, 'AnimeGAN': {'G', 'D'}}
+
+
+def test_warmup_moves_the_translator_alone(world, tmp_path):
+    r = start(world, 'AnimeGAN', tmp_path, warmup=1)
+    before = copy.deepcopy(r.nets)
+    assert set(r.take_step(next(iter(r.feed())))) == {'content', 'total', 'epoch'}
+    assert all(torch.equal(p, q) for p, q in zip(r.nets.D.parameters(), before.D.parameters()))
+    assert not all(torch.equal(p, q) for p, q in zip(r.nets.G.parameters(), before.G.parameters()))
+
+
+@pytest.mark.parametrize('name', STEPS)
+def test_two_lives_equal_one(world, tmp_path, name):
+    from scenimefy.runs import read_checkpoint, checkpoints
+    whole = start(world, name, tmp_path/'whole')
+    run_training(whole)
+    cut = start(world, name, tmp_path/'cut')
+    cut.n_steps = 2
+    run_training(cut)
+    run_training(start(world, name, tmp_path/'cut'), resume=True)
+    a, b = (read_checkpoint(checkpoints(tmp_path/k)[-1])[0] for k in ('whole', 'cut'))
+    assert set(a) == set(b) and len(a) > 50
+    assert all(torch.equal(a[k], b[k]) for k in a if k != 'rng/cpu')     # other tests draw from the global generator
+
+
+def test_the_result_is_a_translator_that_stylize_reads(world, tmp_path):
+    from scenimefy.stylize import load_generator
+    made = run_training(start(world, 'CartoonGAN', tmp_path/'r'))
+    assert load_generator(made)(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+
+
+def test_refusals(world, tmp_path):
+    with pytest.raises(SettingsError, match='fp32'): start(world, 'CUT', tmp_path, precision='bf16')
+    with pytest.raises(SettingsError, match='must be one of'): SMALL.but(method='cut')
+    with pytest.raises(SettingsError, match='out of range'): SMALL.but(lam_gram=-1.)
+    cfg = settings('AnimeGAN')
+    assert BaselineSettings.from_json(cfg.to_json()) == cfg
+
+
+# ---- the table
+
+def test_rows_differ_and_are_named_as_the_paper_names_them():
+    assert len({json.dumps(change, sort_keys=True) for change in TABLE_1.values()}) == len(TABLE_1) == 7
+    assert set(PUBLISHED_1) <= set(TABLE_1) and not set(NOT_HERE_1) & set(TABLE_1)
+    assert sorted({**PUBLISHED_1, **NOT_HERE_1}.values()) == [48.922, 61.973, 66.729, 67.2, 67.739, 90.578, 121.807]
+
+
+def test_table_rows_reach_their_methods(world, tmp_path, monkeypatch):
+    "Each row is trained by its own step, with its own seed, and measured as images of the ruler's photos."
+    from scenimefy.ablate import AblateSettings
+    asked = []
+    class Ruler:
+        photo = noise('photos', 3, 3, 32, 32)
+        scale = dict
+    monkeypatch.setattr(B, 'world_folder', lambda *a: world)
+    monkeypatch.setattr(B, 'pair_folders', lambda *a: {'pairs': world/'pairs'})
+    monkeypatch.setattr(B, 'world_ruler', lambda *a: Ruler())
+    small = SemisupSettings(**{k: v for k, v in SMALL.to_dict().items() if k in SemisupSettings().to_dict()})
+    monkeypatch.setattr(B, 'short_translator', lambda budget: small)
+    monkeypatch.setattr(B, 'run_training', lambda r, name: asked.append((name, r.cfg.seed, r.cfg.method)) or 'file')
+    monkeypatch.setattr(B, 'train', lambda cfg, *a, **k: asked.append(('Scenimefy', cfg.seed, '')) or 'file')
+    monkeypatch.setattr(B, 'translated', lambda file, photos: photos)
+    plan = B.plan_1(AblateSettings(), tmp_path)
+    for i, (row, change) in enumerate(plan['rows'].items()):
+        images = plan['run_one'](change, 5, tmp_path/f'run{i}')
+        assert images.shape == Ruler.photo.shape
+        if row == 'color transfer': assert not torch.equal(images, Ruler.photo)
+    assert asked == [(n, 5, n) for n in STEPS] + [('Scenimefy', 5, '')]
+    assert world_statistics(world/'anime', 3)[0].shape == (3, 1, 1)

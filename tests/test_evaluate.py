@@ -1,0 +1,217 @@
+"Measuring: against NumPy, SciPy and pytorch-fid, on folders that are wrong in every way we know, and from the command line."
+import json
+import math
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from scenimefy.cli import app
+from scenimefy.core import UserError, to_image
+from scenimefy.evaluate import (Moments, compare_folders, confidence, factor, factor_distance, feature_distance,
+                                frechet_distance, kernel_distance, kid, load_features, moments, preflight, read_summary,
+                                summarize, survey, table_row, warning_for, warp, warping_error)
+from scenimefy.world import HELD_OUT, render
+
+
+def cloud(n, d, seed, shift=0.):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) @ torch.diag(torch.arange(1., d + 1).double()) + shift
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    "Thirty scenes as photo and as anime, and other anime scenes as the reference."
+    root = tmp_path_factory.mktemp('measured')
+    for name, style, first in (('photos', 'photo', 0), ('anime', 'anime', 0), ('reference', 'anime', 500)):
+        (root/name).mkdir()
+        for i, x in enumerate(render(range(HELD_OUT + first, HELD_OUT + first + 30), 64, style)):
+            to_image(x).save(root/name/f'{i:02d}.png')
+    return root
+
+
+@pytest.fixture
+def spoiled(folders, tmp_path): return shutil.copytree(folders/'anime', tmp_path/'spoiled')
+
+
+# --- arithmetic ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('cuts', [(1,), (2, 3, 50), tuple(range(1, 90))], ids=len)
+def test_streamed_moments_are_numpys(cuts):
+    x = cloud(90, 5, 1, shift=1e4)                        # far from 0: a sum of squares would lose the variance
+    streamed, parts = Moments(5), [p for p in x.tensor_split(cuts) if len(p)]
+    for part in parts: streamed.add(part)
+    np.testing.assert_allclose(streamed.mean, np.mean(x.numpy(), 0), rtol=1e-12)
+    np.testing.assert_allclose(streamed.cov, np.cov(x.numpy(), rowvar=False), rtol=1e-8, atol=1e-9)
+    halves = [Moments(5).add(h) for h in x.flip(0).chunk(2)]
+    merged = halves[0].merge(halves[1]).merge(Moments(5))
+    assert merged.n == 90 and torch.allclose(merged.cov, streamed.cov, rtol=1e-10)
+
+
+def test_frechet_against_scipy():
+    linalg = pytest.importorskip('scipy.linalg')
+    a, b = cloud(60, 6, 2), cloud(50, 6, 3, shift=.5)
+    (m1, c1), (m2, c2) = moments(a), moments(b)
+    root = np.real(linalg.sqrtm(c1.numpy() @ c2.numpy()))
+    expected = ((m1 - m2)**2).sum().item() + np.trace(c1.numpy() + c2.numpy() - 2*root)
+    assert math.isclose(frechet_distance(m1, c1, m2, c2), expected, rel_tol=1e-8)
+    assert math.isclose(factor_distance(*factor(a), *factor(b)), expected, rel_tol=1e-8)
+
+
+@pytest.mark.parametrize('n,d', [(8, 20), (200, 3)])
+def test_frechet_limits(n, d):
+    a = cloud(n, d, 4)
+    assert feature_distance(a, a) < 1e-6*a.square().sum()
+    shift = torch.arange(d).double()
+    assert math.isclose(feature_distance(a, a + shift), shift.square().sum().item(), rel_tol=1e-5)   # the same shape, elsewhere
+    turn = torch.linalg.qr(cloud(d, d, 5))[0]
+    b = cloud(n, d, 6, shift=1.)
+    assert math.isclose(feature_distance(a @ turn, b @ turn), feature_distance(a, b), rel_tol=1e-6)
+
+
+def test_kid_is_unbiased():
+    "Two samples of one cloud: the mean over many draws is 0, which a biased estimate never is."
+    found = [kernel_distance(cloud(12, 3, s)/3, cloud(12, 3, 1000 + s)/3) for s in range(400)]
+    mean, error = np.mean(found), np.std(found)/20
+    assert abs(mean) < 3*error
+    assert min(found) < 0
+    assert math.isnan(kid(cloud(5, 2, 1), cloud(5, 2, 2))[1])
+
+
+def test_interval_covers_the_truth():
+    "Gaussian clouds a known distance apart: most intervals of 95 % hold it."
+    held = 0
+    for s in range(40):
+        c = confidence(torch.randn(120, 3, generator=torch.Generator().manual_seed(s), dtype=torch.float64),
+                       torch.randn(120, 3, generator=torch.Generator().manual_seed(900 + s), dtype=torch.float64) + 1.)
+        held += c['low'] <= 3. <= c['high']
+    assert held >= 33
+    assert warning_for(30, 5000, 64) and warning_for(3000, 3000, 64) == ''
+
+
+def test_warping():
+    g = torch.Generator().manual_seed(7)
+    wide = torch.rand(1, 3, 24, 40, generator=g)*2 - 1
+    clip = torch.cat([wide[..., t:t + 24] for t in range(5)])                # the camera moves one pixel a frame
+    flow = torch.zeros(4, 2, 24, 24); flow[:, 0] = -1.                       # what was at x is now at x - 1
+    assert warping_error(clip, flow) < 1e-10
+    assert warping_error(clip, torch.zeros_like(flow)) > .05
+    flicker = (clip + torch.tensor([0., .2, 0., .2, 0.]).view(5, 1, 1, 1)).clamp(-1, 1)
+    assert .005 < warping_error(flicker, flow) <= .01 + 1e-6                 # .2 of 2 is .1; squared .01; less where clipped
+    still, inside = warp(clip[:1], torch.zeros(1, 2, 24, 24))
+    assert torch.allclose(still, clip[:1], atol=1e-5) and inside.all()
+
+
+# --- pytorch-fid -----------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def inception_file(tmp_path_factory):
+    "Random weights in the layout of pytorch-fid's file."
+    from pytorch_fid import inception
+    path, made, load = tmp_path_factory.mktemp('inception')/'random.pth', [], torch.nn.Module.load_state_dict
+    torch.manual_seed(3)
+    with pytest.MonkeyPatch.context() as patch:                # it would download: hand it nothing, and keep its network
+        patch.setattr(inception, 'load_state_dict_from_url', lambda *a, **k: {})
+        patch.setattr(torch.nn.Module, 'load_state_dict',
+                      lambda self, state, *a, **k: load(self, state, *a, **k) if state else made.append(self))
+        inception.fid_inception_v3()
+    torch.save(made[0].state_dict(), path)
+    return path
+
+
+def test_equals_pytorch_fid(folders, inception_file, monkeypatch):
+    from pytorch_fid import inception
+    from pytorch_fid.fid_score import calculate_activation_statistics
+    monkeypatch.setattr(inception, 'load_state_dict_from_url', lambda *a, **k: torch.load(inception_file, weights_only=True))
+    theirs = inception.InceptionV3([inception.InceptionV3.BLOCK_INDEX_BY_DIM[64]]).eval()
+    ours = load_features(str(inception_file), dims=64)
+    stats, mine = [], []
+    for name in ('anime', 'reference'):
+        files = sorted((folders/name).glob('*.png'))[:6]
+        stats += calculate_activation_statistics([str(f) for f in files], theirs, 4, 64, 'cpu', 0)
+        s = survey(name, folders/name)
+        s.files = {f.stem: f for f in files}
+        mine.append(summarize(ours, s))
+    expected = frechet_distance(*stats)
+    assert expected > 1e-6
+    assert math.isclose(frechet_distance(mine[0].mean, mine[0].cov, mine[1].mean, mine[1].cov), expected, rel_tol=1e-3)
+    np.testing.assert_allclose(mine[0].mean, stats[0], rtol=1e-4, atol=1e-6)
+    assert ours.measure != 'FID' and 'random.pth' in ours.measure               # random weights give no FID
+
+
+def test_a_pickle_is_refused(tmp_path):
+    class Bomb:
+        def __reduce__(self): return (open, (str(tmp_path/'ran'), 'w'))
+    (tmp_path/'evil.pth').write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(Exception): load_features(str(tmp_path/'evil.pth'))
+    assert not (tmp_path/'ran').exists()
+
+
+# --- folders ---------------------------------------------------------------------------------------
+
+def test_everything_wrong_is_said_at_once(folders, spoiled):
+    (spoiled/'03.png').write_bytes(b'not a picture')
+    (spoiled/'04.png').unlink()
+    Image.new('RGB', (48, 64)).save(spoiled/'05.png')
+    Image.new('RGB', (64, 64)).save(spoiled/'06.jpg')                          # a second 06
+    a, b = survey('photos', folders/'photos'), survey('CUT', spoiled)
+    with pytest.raises(UserError) as error: preflight([a, b], [(a, b)])
+    for part in ('03.png', '04', '48×64', '06', 'nothing was measured'): assert part in str(error.value), part
+    assert '\n' not in str(error.value)
+
+
+def test_no_network_is_loaded_for_a_broken_folder(folders, spoiled, monkeypatch):
+    import scenimefy.evaluate as e
+    monkeypatch.setattr(e, 'load_features', lambda *a: pytest.fail('a network was loaded'))
+    (spoiled/'07.png').write_bytes(b'')
+    with pytest.raises(UserError, match='07.png'): compare_folders({'CUT': spoiled}, folders/'reference', features='tiny')
+    with pytest.raises(UserError, match='no such folder'): compare_folders({'CUT': folders/'none'}, folders/'reference', features='tiny')
+
+
+def test_report(folders, tmp_path):
+    report = compare_folders({'ours': folders/'anime', 'identity': folders/'photos'}, folders/'reference', folders/'photos', 'tiny', tmp_path)
+    m = report['methods']
+    assert m['identity']['distance'] == pytest.approx(m['photos']['distance'], rel=1e-9)
+    assert m['identity']['perceptual'] == pytest.approx(0, abs=1e-6) and m['ours']['perceptual'] > .1
+    assert m['identity']['agreement'] == 1. and report['measure'] == 'tiny Fréchet distance'
+    kept = json.loads((tmp_path/'metrics.json').read_text())
+    assert kept['methods']['ours']['distance'] == m['ours']['distance'] and len(kept['methods']['ours']['files']) == 30
+    assert 'http' not in (tmp_path/'index.html').read_text().replace('http-equiv', '')
+    assert table_row('cartoon-gan') == 'CartoonGAN' and table_row('Scenimefy') == 'Ours'
+
+
+def test_statistics_are_checked(folders, tmp_path):
+    compare_folders({'ours': folders/'anime'}, folders/'reference', features='tiny', out=tmp_path)
+    good, tiny = tmp_path/'reference.safetensors', load_features('tiny')
+    assert read_summary(good, tiny).n == 30
+    with safe_open(good, 'pt') as f: tensors, about = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
+    other = json.loads(about['about']) | dict(weights='0'*64)
+    for name, t, meta in (('net', tensors, dict(about=json.dumps(other))), ('nan', tensors | dict(cov=tensors['cov']*math.nan), about),
+                          ('bare', tensors, None), ('part', {'mean': tensors['mean']}, about)):
+        save_file(t, tmp_path/f'{name}.safetensors', meta)
+        with pytest.raises(UserError, match=name): read_summary(tmp_path/f'{name}.safetensors', tiny)
+    (tmp_path/'torn.safetensors').write_bytes(good.read_bytes()[:200])
+    with pytest.raises(UserError): read_summary(tmp_path/'torn.safetensors', tiny)
+
+
+# --- command line ----------------------------------------------------------------------------------
+
+def run(*args): return CliRunner().invoke(app, list(map(str, args)))
+
+
+def test_commands(folders, tmp_path):
+    done = run('compare', folders/'reference', f'Scenimefy={folders/"anime"}', '--features', 'tiny', '-o', tmp_path/'r')
+    assert done.exit_code == 0 and '48.922' in done.output and 'tiny Fréchet distance' in done.output
+    again = run('evaluate', folders/'anime', tmp_path/'r'/'reference.safetensors', '--features', 'tiny')
+    assert again.exit_code == 0 and again.output.splitlines()[1].split()[1] in done.output
+
+
+@pytest.mark.parametrize('args,status', [(('ours',), 2), (('=x',), 2), (('a=x', 'a=y'), 2), (('photos=x',), 2), (('a=/nowhere',), 1)], ids=str)
+def test_compare_refuses(folders, tmp_path, args, status):
+    done = run('compare', folders/'reference', *args, '--features', 'tiny', '-o', tmp_path/'r')
+    assert done.exit_code == status and not (tmp_path/'r').exists()

@@ -1,0 +1,289 @@
+"The preference study: no vote lost, no name shown, and statistics that a class without an opinion cannot fool."
+import csv
+import errno
+import math
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import scenimefy.study as S
+from scenimefy.core import UserError, seeded
+from scenimefy.data import ImageError
+from scenimefy.study import (COLUMNS, CRITERIA, PAPER_METHODS, PAPER_TABLE_2, Booth, arrangement, bootstrap, cast, open_study, pending,
+                             questions, read_votes, shares, simulate, table_2, tabulate, voters_needed, votes_file, wilson, winner_p)
+
+
+def picture(key, size=(24, 16)):
+    noise = torch.rand(size[1], size[0], 3, generator=seeded('picture', key))
+    return Image.fromarray((255*noise).byte().numpy())
+
+
+@pytest.fixture(scope='module')
+def study():
+    return open_study([picture(f'p{i}') for i in range(4)], {m: [picture(f'{m}{i}') for i in range(4)] for m in 'uvw'})
+
+
+def folders(root, names=('a', 'b/c'), methods=('u', 'v'), suffix='png'):
+    for kind in ('photos', *methods):
+        for n in names:
+            f = root/kind/f'{n}.{suffix}'
+            f.parent.mkdir(parents=True, exist_ok=True)
+            picture(kind + n).save(f)
+    return root/'photos', {m: root/m for m in methods}
+
+
+# ---- what is judged
+
+def test_folders_match_by_stem_and_extra_pictures_are_left_out(tmp_path):
+    photos, methods = folders(tmp_path)
+    (tmp_path/'u'/'a.png').rename(tmp_path/'u'/'a.bmp')
+    picture('x').save(tmp_path/'v'/'more.png')
+    s = open_study(photos, methods)
+    assert s.names == ('a', 'b/c') and s.methods == ['u', 'v'] and all(len(p) == 2 for p in s.pictures.values())
+
+
+def test_what_spoils_a_study_is_found_before_the_first_vote(tmp_path, study):
+    photos, methods = folders(tmp_path)
+    with pytest.raises(UserError, match='at least 2 methods'): open_study(photos, {'u': tmp_path/'u'})
+    with pytest.raises(UserError, match='3 pictures for 4 photos'): open_study(study.photos, {'u': study.photos, 'v': study.photos[:3]})
+    with pytest.raises(UserError, match='no photo'): open_study([], {'u': [], 'v': []})
+    picture('again').save(tmp_path/'u'/'a.jpg')
+    with pytest.raises(ImageError, match='several files'): open_study(photos, methods)
+    (tmp_path/'u'/'a.jpg').unlink()
+    (tmp_path/'v'/'a.png').write_bytes((tmp_path/'v'/'a.png').read_bytes()[:200])
+    with pytest.raises(ImageError): open_study(photos, methods)
+    (tmp_path/'v'/'a.png').unlink()
+    with pytest.raises(UserError, match="'v' has no picture for 1 of 2 photos: a"): open_study(photos, methods)
+
+
+def test_size_does_not_betray_a_method():
+    s = open_study([picture('p', (900, 600))], {'small': [picture('s', (90, 60))], 'large': [picture('l', (1800, 1200))]})
+    assert {im.size for im in s.photos + s.pictures['small'] + s.pictures['large']} == {(S.SIDE, round(S.SIDE*2/3))}
+    with pytest.raises(UserError, match='another shape'):
+        open_study([picture('p', (90, 60))], {'a': [picture('p', (90, 60))], 'b': [picture('p', (60, 60))]})
+
+
+def test_any_kind_of_image_in_memory():
+    im = picture('x')
+    t = torch.from_numpy(np.array(im)).permute(2, 0, 1)/127.5 - 1
+    s = open_study([im, np.array(im), t], {'a': [im]*3, 'b': [t]*3})
+    assert len({p.tobytes() for p in s.photos + s.pictures['a'] + s.pictures['b']}) == 1
+
+
+def test_id_changes_with_every_part(study):
+    ids = {study.id}
+    other = [picture('other'), *study.pictures['u'][1:]]
+    for photos, methods, seed in ((study.photos, study.pictures, 1), (study.photos, {**study.pictures, 'u': other}, 0),
+                                  (study.photos, dict(zip('xyz', study.pictures.values())), 0),
+                                  (study.photos[::-1], study.pictures, 0)):
+        ids.add(open_study(photos, methods, seed).id)
+    assert len(ids) == 5
+
+
+# ---- order
+
+def test_everybody_is_asked_everything_in_an_order_of_their_own(study):
+    orders = {tuple(questions(study, f'v{i}')) for i in range(30)}
+    assert len(orders) > 15 and all(set(o) == {(n, c) for n in study.names for c in CRITERIA} for o in orders)
+    places = np.array([[arrangement(study, f'v{i}', n).index(m) for m in study.methods] for i in range(300) for n in study.names])
+    for m in range(3): assert np.abs(np.bincount(places[:, m])/1200 - 1/3).max() < .07
+    assert len({tuple(arrangement(study, 'v', n)) for n in study.names}) > 1
+
+
+# ---- the file
+
+def test_a_crash_at_any_byte_loses_at_most_the_vote_being_written(tmp_path, study):
+    path = votes_file(tmp_path, 'ada')
+    lengths = [path.stat().st_size]
+    for name, c in questions(study, 'ada')[:3]:
+        cast(path, study, 'ada', name, c, 'u', 1.)
+        lengths.append(path.stat().st_size)
+    whole = path.read_bytes()
+    for cut in range(lengths[0], len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        kept = sum(n <= cut for n in lengths[1:])
+        assert len(read_votes(path)) == kept
+        votes_file(tmp_path, 'ada')
+        assert path.read_bytes() == whole[:lengths[kept]]
+        assert pending(study, 'ada', read_votes(path)) == questions(study, 'ada')[kept:]
+
+
+def test_odd_names_survive_the_file(tmp_path):
+    odd = ['a,b', 'say "x"', 'ünï']
+    s = open_study([picture('p')], {m: [picture(m)] for m in odd})
+    path = votes_file(tmp_path, 'José 2')
+    for (n, c), m in zip(questions(s, 'José 2'), odd): cast(path, s, 'José 2', n, c, m, .5)
+    assert [v['method'] for v in read_votes(path)] == odd
+    assert next(csv.reader(open(path, encoding='utf8'))) == COLUMNS
+
+
+@pytest.mark.parametrize('name', ['', ' ', '../x', 'a/b', 'a\\b', '.hidden', '=1+1', 'x'*41, 'a\nb', 'end ', '-x'])
+def test_names_that_are_no_file_names_are_refused(tmp_path, name):
+    with pytest.raises(UserError, match='no name for a voter'): votes_file(tmp_path, name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_voters_merge_and_copies_count_once(tmp_path, study):
+    for who in ('ada', 'ben'):
+        path = votes_file(tmp_path/'one', who)
+        for n, c in questions(study, who): cast(path, study, who, n, c, 'v', 1.)
+    (tmp_path/'two').mkdir()
+    (tmp_path/'two'/'copy.csv').write_bytes((tmp_path/'one'/'ada.csv').read_bytes())
+    votes = read_votes([tmp_path/'one', tmp_path/'two'/'copy.csv'])
+    assert len(votes) == 24 and tabulate(votes, 'style', study.methods).shape == (2, 4, 3)
+
+
+def test_two_people_under_one_name_are_noticed(tmp_path, study):
+    n, c = questions(study, 'ada')[0]
+    for folder, method in (('one', 'u'), ('two', 'v')):
+        cast(votes_file(tmp_path/folder, 'ada'), study, 'ada', n, c, method, 1.)
+    with pytest.raises(UserError, match="'ada' answered .* twice"): read_votes([tmp_path/'one', tmp_path/'two'])
+
+
+def test_files_of_another_kind(tmp_path):
+    (tmp_path/'x.csv').write_text('a,b\n1,2\n')
+    with pytest.raises(UserError, match='no file of votes'): read_votes(tmp_path)
+    (tmp_path/'x.csv').write_text('')
+    with pytest.raises(UserError, match='no file of votes'): read_votes(tmp_path/'x.csv')
+    (tmp_path/'x.csv').write_text(','.join(COLUMNS) + '\n1,2\n')
+    with pytest.raises(UserError, match='damaged line'): read_votes(tmp_path/'x.csv')
+    with pytest.raises(UserError, match='cannot be read'): read_votes(tmp_path/'none.csv')
+    (tmp_path/'x.csv').write_bytes(b'\xff\xfe\n')
+    with pytest.raises(UserError, match='cannot be read'): read_votes(tmp_path/'x.csv')
+
+
+def test_voters_at_the_same_time(tmp_path, study):
+    def vote(who):
+        path = votes_file(tmp_path, who)
+        for n, c in questions(study, who): cast(path, study, who, n, c, 'w', 1.)
+    threads = [threading.Thread(target=vote, args=(f'v{i}',)) for i in range(8)]
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert len(read_votes(tmp_path)) == 8*12
+
+
+# ---- the booth
+
+def test_booth_asks_everything_and_writes_what_was_clicked(tmp_path, study):
+    booth, wanted = Booth(study, 'eve', tmp_path, pause=0), {}
+    while booth.waiting:
+        q = booth.waiting[0]
+        i = len(wanted) % 3
+        wanted[q] = booth.order[i]
+        booth.buttons[i].click()
+    votes = read_votes(tmp_path)
+    assert {(v['photo'], v['criterion']): v['method'] for v in votes} == wanted and len(wanted) == 12
+    assert all(int(v['place']) == 1 + k % 3 for k, v in enumerate(votes))
+    booth.buttons[0].click()
+    assert len(read_votes(tmp_path)) == 12
+
+
+def test_booth_shows_the_pictures_in_the_order_it_unveils(tmp_path, study):
+    booth = Booth(study, 'eve', tmp_path, pause=0)
+    i = study.names.index(booth.waiting[0][0])
+    import io
+    for image, method in zip(booth.images, booth.order):
+        assert Image.open(io.BytesIO(image.value)).tobytes() == study.pictures[method][i].tobytes()
+    assert b'tEXt' not in booth.images[0].value and b'eXIf' not in booth.images[0].value
+
+
+def test_a_double_click_is_one_vote(tmp_path, study, monkeypatch):
+    now = [100.]
+    monkeypatch.setattr(S.time, 'monotonic', lambda: now[0])
+    booth = Booth(study, 'eve', tmp_path)
+    now[0] += 2; booth.buttons[1].click()
+    now[0] += .1; booth.buttons[1].click()
+    assert len(read_votes(tmp_path)) == 1
+    now[0] += 1; booth.buttons[1].click()
+    assert [v['seconds'] for v in read_votes(tmp_path)] == ['2.0', '1.1']
+
+
+def test_a_full_disk_keeps_the_question(tmp_path, study, monkeypatch):
+    booth = Booth(study, 'eve', tmp_path, pause=0)
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
+    before = booth.waiting[0]
+    with monkeypatch.context() as m:
+        m.setattr(S, 'cast', full)
+        booth.buttons[0].click()
+    assert booth.waiting[0] == before and 'No space' in booth.trouble.value and booth.bar.value == 0
+    booth.buttons[0].click()
+    assert booth.bar.value == 1 and booth.trouble.value == '' and len(read_votes(tmp_path)) == 1
+
+
+def test_booth_goes_on_and_does_not_mix_studies(tmp_path, study):
+    booth = Booth(study, 'eve', tmp_path, pause=0)
+    for _ in range(5): booth.buttons[0].click()
+    assert Booth(study, 'eve', tmp_path).waiting == questions(study, 'eve')[5:]
+    other = open_study(study.photos, study.pictures, seed=9)
+    assert len(Booth(other, 'eve', tmp_path).waiting) == 12
+    assert len(Booth(study, 'mia', tmp_path).waiting) == 12
+
+
+# ---- statistics
+
+def test_wilson_against_scipy():
+    stats = pytest.importorskip('scipy.stats')
+    for k, n in ((0, 10), (7, 10), (10, 10), (206, 300)):
+        for level in (.9, .95):
+            ref = stats.binomtest(k, n).proportion_ci(level, method='wilson')
+            assert np.allclose(wilson(k, n, level), ref, atol=1e-9)
+
+
+def test_bootstrap_matches_its_theory():
+    for rho in (0., .3):
+        c = simulate([.5, .3, .2], 400, 10, rho, seed=rho)
+        low, high = bootstrap(c)
+        per_voter = c.sum(1)[:, 0]/10
+        half = 1.96*per_voter.std(ddof=1)/math.sqrt(400)
+        assert abs((high - low)[0]/2 - half) < .12*half and low[0] < per_voter.mean() < high[0]
+    assert (bootstrap(c)[0] == bootstrap(c)[0]).all()
+
+
+def test_photos_from_the_hat():
+    c = np.zeros((20, 4, 2), int)
+    c[:, :2, 0] = 1; c[:, 2:, 1] = 1           # everybody agrees, photo by photo
+    assert (bootstrap(c)[0] == .5).all() and (bootstrap(c)[1] == .5).all()
+    low, high = bootstrap(c, 'photos')
+    assert low[0] < .1 and high[0] > .9
+
+
+def test_winner_test_keeps_its_promise_without_an_opinion_and_finds_a_planted_one():
+    def rate(p, rho): return np.mean([winner_p(simulate(p, 15, 6, rho, seed=('w', rho, s)), 200, seed=s) < .05 for s in range(150)])
+    for rho in (0., .5, 1.): assert rate([1/3]*3, rho) < .1
+    assert rate([.6, .2, .2], .2) > .8
+
+
+def test_winner_does_not_depend_on_names():
+    c = simulate([.5, .3, .2], 12, 5, .2)
+    assert abs(winner_p(c, 4000) - winner_p(c[..., [2, 0, 1]], 4000)) < .02
+
+
+def test_unfinished_ballots_count_with_what_they_hold(tmp_path, study):
+    for i, stop in enumerate((12, 5, 1)):
+        path = votes_file(tmp_path, f'v{i}')
+        for n, c in questions(study, f'v{i}')[:stop]: cast(path, study, f'v{i}', n, c, 'u', 1.)
+    votes = read_votes(tmp_path)
+    total = sum(tabulate(votes, c, study.methods).sum() for c in CRITERIA if any(v['criterion'] == c for v in votes))
+    assert total == 18 and shares(tabulate(votes, 'style', study.methods).sum(1)).tolist() == [1., 0., 0.]
+
+
+def test_table_refuses_what_is_not_its_own(study):
+    vote = dict(study=study.id, voter='a', photo='000', criterion='style', method='u')
+    with pytest.raises(UserError, match='2 studies'): tabulate([vote, dict(vote, study='x')], 'style', study.methods)
+    with pytest.raises(UserError, match='none of'): tabulate([dict(vote, method='z')], 'style', study.methods)
+    with pytest.raises(UserError, match="no votes on 'overall'"): table_2([vote, dict(vote, criterion='content')], study.methods)
+
+
+def test_voters_needed_grows_as_it_should():
+    assert voters_needed(.25, 6) > voters_needed(.3, 6) > voters_needed(.5, 6)
+    assert voters_needed(.3, 6, rho=0.) < voters_needed(.3, 6, rho=.2) < voters_needed(.3, 6, rho=1.)
+    assert voters_needed(.3, 6, power=.9) > voters_needed(.3, 6) and voters_needed(.1, 6) > 0
+
+
+def test_paper_table_is_three_hundred_votes_each():
+    for row in PAPER_TABLE_2.values():
+        counts = [round(300*x) for x in row]
+        assert len(row) == len(PAPER_METHODS) and sum(counts) == 300 and all(abs(c/300 - x) <= .0005 for c, x in zip(counts, row))
