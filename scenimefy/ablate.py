@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['TOY', 'UNSELECTED', 'TABLE_4', 'TABLE_3_MORE', 'PUBLISHED', 'T975', 'MEASURES', 'COLORS', 'LIMITS', 'PLANS',
            'interval', 'verdict', 'run_key', 'folder_digest', 'read_table', 'row_file', 'save_strip', 'run_table',
-           'rounded', 'values', 'Line', 'compare', 'sentences', 'in_parts', 'world_pictures', 'style_features', 'Ruler',
-           'world_ruler', 'strip', 'AblateSettings', 'world_folder', 'once', 'judges', 'plan_3', 'pair_folders',
-           'short_translator', 'translated', 'plan_4', 'measures_of', 'table_cells', 'table_markdown', 'draw_table',
-           'write_page', 'ablate']
+           'rounded', 'values', 'Line', 'compare', 'sentences', 'in_parts', 'world_pictures', 'Ruler', 'world_ruler',
+           'strip', 'AblateSettings', 'world_folder', 'once', 'judges', 'plan_3', 'pair_folders', 'short_translator',
+           'translated', 'plan_4', 'measures_of', 'table_cells', 'table_markdown', 'draw_table', 'write_page', 'ablate']
 
 # %% ../nbs/12_ablate.ipynb #exp-imports
 import hashlib, html, json, math, re, shutil, statistics, time
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .core import Settings, SettingsError, UserError, atomic_path, opt, pick_device, seeded, to_image
-from .evaluate import embed, feature_distance
+from .evaluate import embed, feature_distance, style_features
 from .finetune import TABLE_3, FinetuneSettings, finetune, shared_styles
 from .page import figure_html, grid_html, page_html, section_html, table_html
 from .priors import load_clip, load_segmenter
@@ -221,10 +220,6 @@ def world_pictures(first:int, n:int, size:int, style:str, mix:str=None) -> Tenso
     parts = [range(k, min(k + 50, first + n)) for k in range(first, first + n, 50)]
     return torch.cat([render(scenes(part, mix or style), size, style) for part in parts])
 
-def style_features(clip): # of `load_clip('tiny')`; a function from images (B,3,H,W) to (B,96)
-    "The mean over all patches of what the tiny CLIP knows after its first block: colors and strokes, no scene yet."
-    return lambda images: clip.tokens(images, block=1).mean(1)
-
 class Ruler:
     "Measures pictures, one per photo, against these photos, against real anime, and against the truth if it is known."
     def __init__(self, photo:Tensor,         # (N,3,H,W) in [-1,1]
@@ -381,7 +376,8 @@ def draw_table(table:dict, published:dict, decide:str='lbce', reference:str='ful
     axs = fig.subplots(1, len(titles) + 1, sharey=True)
     for i, row in enumerate(rows):
         if row in published: axs[0].barh(i, published[row] - published[reference], color='#BBBBBB', height=.55)
-    axs[0].set_title(f"{titles[decide]}, the paper's", fontsize=10)
+    theirs = 'FID ↓' if decide == 'frechet' else titles[decide]      # a toy distance is not called FID, and FID not a toy
+    axs[0].set_title(f"{theirs}, the paper's", fontsize=10)
     for ax, (k, title) in zip(axs[1:], titles.items()):
         base = values(table, reference, k)
         for v in (v for v in compare(table, k, published if k == decide else {}, reference) if v.row in rows):

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FID_URL', 'FID_SHA', 'KEEP', 'JUDGES', 'RAFT_URL', 'TABLE_1', 'CAVEAT', 'embed', 'moments', 'Moments',
-           'frechet_distance', 'feature_distance', 'factor', 'factor_distance', 'Features', 'inception_net',
-           'load_features', 'extrapolate', 'jackknife', 'confidence', 'kernel_distance', 'kid', 'shrink_ways', 'Survey',
-           'some', 'survey', 'preflight', 'Summary', 'versions', 'summarize', 'save_summary', 'read_summary',
-           'warning_for', 'measure', 'measure_pairs', 'error_to_truth', 'warp', 'warping_error', 'raft_flow',
-           'table_row', 'comparison_rows', 'write_comparison', 'compare_folders']
+           'frechet_distance', 'feature_distance', 'factor', 'factor_distance', 'style_features', 'Features',
+           'inception_net', 'load_features', 'extrapolate', 'jackknife', 'confidence', 'kernel_distance', 'kid',
+           'shrink_ways', 'Survey', 'some', 'survey', 'preflight', 'Summary', 'versions', 'summarize', 'save_summary',
+           'read_summary', 'warning_for', 'measure', 'measure_pairs', 'error_to_truth', 'warp', 'warping_error',
+           'raft_flow', 'table_row', 'comparison_rows', 'write_comparison', 'compare_folders']
 
 # %% ../nbs/11_evaluate.ipynb #exp-imports
 import html, json, platform
@@ -118,6 +118,10 @@ def factor_distance(mean1, x1, mean2, x2 # as `factor` gives them; any X with X'
 FID_URL = 'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth'
 FID_SHA = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
 
+def style_features(clip): # of `load_clip('tiny')`; a function from images (B,3,H,W) to (B,96)
+    "The mean over all patches of what the tiny CLIP knows after its first block: colors and strokes, no scene yet."
+    return lambda images: clip.tokens(images, block=1).mean(1)
+
 @dataclass
 class Features:
     "A function from images to vectors, and what must be said beside any number made with it."
@@ -163,7 +167,7 @@ def load_features(name:str='inception', # 'inception', 'tiny', or a file in the 
                  ) -> Features:
     "A network to measure with."
     device = pick_device(str(device))
-    if name == 'tiny': return Features(load_clip('tiny', device), 'tiny', 64, sha256_of(bundled('clip')), device)
+    if name == 'tiny': return Features(style_features(load_clip('tiny', device)), 'tiny', 96, sha256_of(bundled('clip')), device)
     try: path = from_web(FID_URL, FID_SHA) if name == 'inception' else Path(name)
     except WeightsError as e: raise WeightsError(f'{e}. Here: --features tiny') from None
     if not path.is_file():
