@@ -147,7 +147,9 @@ def turn_hue(x:torch.Tensor, # (3,H,W) in [-1,1]
 
 def vary(sources, targets, rough:str):
     "Write varied copies of matching folders: one hue per picture, roughened in the folder called `rough`."
-    for i, names in enumerate(zip(*(find_images(source) for source in sources))):
+    files = [find_images(source) for source in sources]
+    for i, names in enumerate(zip(*files, strict=True)):
+        if len({Path(name).name for name in names}) > 1: raise UserError(f'{names[0]} and {names[1]} have different names; partners share one')
         g = seeded('vary', targets[0].name, i)
         angle = (2*torch.rand((), generator=g).item() - 1)*math.pi if torch.rand((), generator=g) < .5 else 0.
         for name, source, target in zip(names, sources, targets):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_PIXELS', 'SUFFIXES', 'as_rgb', 'ImageError', 'read_image', 'natural_key', 'find_images', 'Transform',
-           'visited', 'Shelf', 'UnpairedSet', 'match_pairs', 'PairedSet', 'ImageSet', 'Steps', 'loader']
+           'visited', 'Shelf', 'UnpairedSet', 'by_stem', 'match_pairs', 'PairedSet', 'ImageSet', 'Steps', 'loader']
 
 # %% ../nbs/02_data.ipynb #exp-imports
 import functools, io, os, re, signal, stat, warnings
@@ -298,7 +298,7 @@ class UnpairedSet(_Positions):
         return files, tuple(self.transform(ims[0], *self.transform.draw(d)) for (_,ims), d in zip(taken, dice))
 
 # %% ../nbs/02_data.ipynb #exp-match
-def _by_stem(folder:Path) -> dict:
+def by_stem(folder:Path) -> dict:
     "{relative name without suffix: file}; two files of one stem are an error."
     stems = {}
     for file in find_images(folder): stems.setdefault(file.relative_to(folder).with_suffix('').as_posix(), []).append(file)
@@ -313,7 +313,7 @@ def match_pairs(folder) -> list:  # of (file of trainA, file of trainB), in natu
     folder = Path(folder)
     for side in ('trainA', 'trainB'):
         if not (folder/side).is_dir(): raise ImageError(folder, f'has no folder {side}; pairs live in trainA (photos) and trainB (anime)')
-    a, b = _by_stem(folder/'trainA'), _by_stem(folder/'trainB')
+    a, b = by_stem(folder/'trainA'), by_stem(folder/'trainB')
     alone = [f'{side}/{_printable(s)}' for side, mine, other in (('trainA', a, b), ('trainB', b, a))
              for s in mine if s not in other]
     if alone:

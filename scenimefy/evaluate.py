@@ -91,8 +91,8 @@ def frechet_distance(mu1, cov1, mu2, cov2 # (D) and (D,D) each, tensors or array
         raise ValueError(f'shapes {tuple(mu1.shape)}, {tuple(cov1.shape)}, {tuple(mu2.shape)}, {tuple(cov2.shape)} '
                          'must be (D), (D,D), (D), (D,D) with one D')
     values, vectors = torch.linalg.eigh(cov1)
-    root = vectors*values.clamp(min=0).sqrt() @ vectors.T              # symmetric root of cov1
-    inner = torch.linalg.eigvalsh(root @ cov2 @ root).clamp(min=0).sqrt().sum()
+    half = vectors.mul_(values.clamp(min=0).sqrt())                    # half @ half.T = cov1
+    inner = torch.linalg.eigvalsh(half.T @ cov2 @ half).clamp(min=0).sqrt().sum()
     return max(0., ((mu1 - mu2).square().sum() + cov1.trace() + cov2.trace() - 2*inner).item())
 
 # %% ../nbs/11_evaluate.ipynb #exp-distance
@@ -156,6 +156,7 @@ def inception_net(path, dims:int=2048): # the file of pytorch-fid; 64, 192, 768 
         try: net = fresh(lambda: inception.InceptionV3(blocks)).eval()
         except RuntimeError as e:
             raise WeightsError(f"{path}: these are not the weights of FID's Inception ({str(e).splitlines()[1].strip()[:120]})") from None
+    tensors.clear()                                    # the network has copies; both are 95 MB
     for m in list(net.modules()):
         if hasattr(m, 'conv') and hasattr(m, 'bn'):
             m.conv, m.bn = fuse_conv_bn_eval(m.conv, m.bn), torch.nn.Identity()
@@ -317,10 +318,10 @@ def versions() -> dict:
     packages = {p: version(p) for p in ('torch', 'torchvision', 'numpy', 'pillow', 'pytorch-fid')}
     return dict(scenimefy=__version__, python=platform.python_version(), **packages)
 
-def summarize(features:Features, s:Survey, batch:int=0, # pictures at once; 0: 8, on a GPU 64
+def summarize(features:Features, s:Survey, batch:int=0, # pictures at once; 0: 4, on a GPU 64
               progress:bool=False) -> Summary:
     "Moments of the features of a folder; memory does not grow with the folder."
-    batch = batch or (8 if torch.device(features.device).type == 'cpu' else 64)
+    batch = batch or (4 if torch.device(features.device).type == 'cpu' else 64)
     files, m = list(s.files.values()), Moments(features.dim)
     order = torch.randperm(len(files), generator=seeded('kept', len(files)))[:KEEP]
     row = {i: r for r, i in enumerate(order.tolist())}
@@ -492,7 +493,8 @@ def compare_folders(methods:dict,            # {name: folder}
                     features:str='inception',# 'inception', 'tiny' or a file
                     out=None,                # for metrics.json, index.html and reference.safetensors
                     device:str='auto', progress:bool=False) -> dict:
-    "Measure folders against one reference; everything is checked before the first network is loaded."
+    "Measure folders against one reference; everything is checked before the first picture passes a network."
+    net = load_features(features, device)
     look = lambda name, folder: survey(name, folder, progress)
     folders, saved = {name: look(name, f) for name, f in methods.items()}, Path(reference).suffix == '.safetensors'
     first = next(iter(folders.values()))
@@ -504,7 +506,6 @@ def compare_folders(methods:dict,            # {name: folder}
     if out and any(Path(out).resolve() == Path(f).resolve() for f in [*methods.values(), reference, *([photos] if photos else [])]):
         raise UserError(f'{out}: this is a folder of pictures; give another one with -o')
     preflight([*folders.values(), *([] if saved else [ref])], partners, 32 if photos is not None else 1)
-    net = load_features(features, device)
     judges = JUDGES['tiny' if features == 'tiny' else 'inception']
     if photos is not None: segmenter, perceptual = load_segmenter(judges[0], net.device), load_perceptual(judges[1], net.device)
     target = read_summary(reference, net) if saved else summarize(net, ref, progress=progress)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from .core import UserError, atomic_path, seeded, to_image
-from .data import _by_stem, read_image
+from .data import by_stem, read_image
 from .page import shrink
 
 # %% ../nbs/11b_study.ipynb #exp-study
@@ -57,7 +57,7 @@ def _shown(im, like=None, what=''): # like: the photo, whose size and shape a me
 
 def _files(folder, names, what) -> list:
     "The picture of each photo in a method's folder; `UserError` lists the photos that have none."
-    stems = _by_stem(Path(folder))
+    stems = by_stem(Path(folder))
     alone = [n for n in names if n not in stems]
     if alone: raise UserError(f"{what} has no picture for {len(alone)} of {len(names)} photos: {', '.join(alone[:5])}"
                               f"{', …' if len(alone) > 5 else ''}; in {folder}, name them like the photos")
@@ -69,7 +69,7 @@ def open_study(photos,        # a folder, or a list of images
     "Read and check everything that will be shown. A method's pictures without a photo are left out."
     if len(methods) < 2: raise UserError(f'a choice needs at least 2 methods; got {len(methods)}')
     listed = isinstance(photos, (list, tuple))
-    names = tuple(f'{i:03d}' for i in range(len(photos))) if listed else tuple(_by_stem(Path(photos)))
+    names = tuple(f'{i:03d}' for i in range(len(photos))) if listed else tuple(by_stem(Path(photos)))
     if not names: raise UserError('there is no photo to judge')
     originals = [_shown(im) for im in (photos if listed else _files(photos, names, 'the photo folder'))]
     pictures = {}
