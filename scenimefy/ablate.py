@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import __version__
 from .core import Settings, SettingsError, UserError, atomic_path, opt, pick_device, seeded, to_image
 from .evaluate import embed, feature_distance, style_features
 from .finetune import TABLE_3, FinetuneSettings, finetune, shared_styles
@@ -78,7 +79,8 @@ def folder_digest(folder) -> str: # 16 letters
     "Changes when any file of a folder changes its name or content."
     h = hashlib.blake2b(digest_size=8)
     for file in sorted(p for p in Path(folder).rglob('*') if p.is_file() and not p.name.startswith('.')):
-        h.update(file.relative_to(folder).as_posix().encode()); h.update(file.read_bytes())
+        data = file.read_bytes()
+        h.update(f'{file.relative_to(folder).as_posix()}\0{len(data)}\0'.encode()); h.update(data)
     return h.hexdigest()
 
 # %% ../nbs/12_ablate.ipynb #exp-read
@@ -95,8 +97,12 @@ def read_table(path,
         keys = [k for k in {**table['about'], **about} if table['about'].get(k) != about.get(k)]
         raise UserError(f"{path} was measured under other conditions ({', '.join(keys)}); "
                         'choose another folder, or delete it')
-    for key, run in table['runs'].items():
-        if run_key(table['about'], run['change'], run['seed']) != key:
+    try: named = {key: run_key(table['about'], run['change'], run['seed']) for key, run in table['runs'].items()
+                  if run['row'] and isinstance(run['found'], dict)}
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f'{path} is no table of results: its runs cannot be read; choose another file') from None
+    for key, name in named.items():
+        if name != key:
             raise UserError(f'{path}: run {key} does not belong to the settings beside it; '
                             'the file was edited, delete that run')
     return table
@@ -280,7 +286,10 @@ def world_folder(work, n:int, size:int) -> Path:
 def once(budget:int) -> dict: # settings: logs, samples and checkpoints at the end only
     return dict(log_every=budget, sample_every=budget, save_every=budget)
 
-def judges() -> dict: return dict(clip=digest(load_clip('tiny')), segmenter=digest(load_segmenter('tiny')))
+def judges() -> dict: # for `about`
+    "The networks that measure, and the versions that everything runs under."
+    return dict(clip=digest(load_clip('tiny')), segmenter=digest(load_segmenter('tiny')),
+                torch=torch.__version__.split('+')[0], scenimefy=__version__)
 
 def plan_3(cfg:AblateSettings, work, device:str='cpu') -> dict: # arguments of `run_table`
     "Table 3: Stage 1, measured on codes that no run has seen."
@@ -437,7 +446,7 @@ def ablate(number:int,           # of the paper's table: 3 or 4
     out, work = Path(out), Path(work or Path(out)/'work')
     plan, file = PLANS[number](cfg, work, device), out/f'table{number}.json'
     plan['rows'] = {name: change for name, change in known.items() if not rows or name in rows or name == 'full'}
+    table = run_table(**plan, seeds=range(cfg.seeds), out=file, work=work/f'runs-{number}', say=say)
     for name, images in (('photos', plan['measure'].photo), ('true anime', plan['measure'].truth)):
         if images is not None: save_strip(file, name, strip(images))
-    table = run_table(**plan, seeds=range(cfg.seeds), out=file, work=work/f'runs-{number}', say=say)
     return write_page(table, number, file)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .ablate import (AblateSettings, folder_digest, in_parts, judges, pair_folders, short_translator, strip, translated,
                               world_folder, world_ruler)
-from .core import SettingsError, opt
+from .core import SettingsError, opt, pick_device
 from .data import Transform, find_images, read_image
 from .losses import lsgan, patch_nce
 from .priors import load_clip
@@ -35,7 +35,7 @@ AXES = torch.tensor([[1., 1, 1], [1, 1, -2], [1, -1, 0]])/torch.tensor([3., 6, 2
 
 def to_lab(images:Tensor # (B,3,H,W) in [-1,1]
           ) -> Tensor:   # (B,3,H,W): light, yellow-blue, red-green
-    "Ruderman's color space, in which the three channels of a landscape are nearly uncorrelated."
+    "Ruderman's color space, in which the three channels of a landscape are less correlated than in RGB."
     cones = torch.einsum('ij,bjhw->bihw', LMS, (images + 1)/2)
     return torch.einsum('ij,bjhw->bihw', AXES, cones.clamp(min=1/255).log10())
 
@@ -88,6 +88,7 @@ class BaselineRun(Run):
     "A translator training with other people's losses: networks, data, schedule, averaging and files as in Stage 3."
     def __init__(self, cfg:BaselineSettings, photos, anime, pairs, run, device:str='auto'):
         if cfg.precision != 'fp32': raise SettingsError('the baselines are trained in fp32 only; set precision to fp32')
+        if cfg.warmup >= cfg.epochs: raise SettingsError(f'warmup = {cfg.warmup} epochs leave nothing of epochs = {cfg.epochs}; set warmup lower')
         clip = load_clip('tiny')
         super().__init__(cfg, photos, anime, pairs, run, device, lambda images: clip.tokens(images, check=False))
         clip.to(self.device)
@@ -242,8 +243,8 @@ def plan_1(cfg:AblateSettings, work, device:str='cpu') -> dict: # arguments of `
         if change['method'] == 'photo': return ruler.photo
         if change['method'] == 'color transfer': return in_parts(lambda x: color_transfer(x, statistics), ruler.photo)
         if change['method'] == 'Scenimefy': return translated(train(base.but(seed=seed), *data, device=device), ruler.photo)
-        mine = BaselineSettings(**{**base.to_dict(), 'seed': seed, **change})
+        mine = BaselineSettings(**{**base.to_dict(), 'seed': seed, **change, 'warmup': min(change.get('warmup', 0), base.epochs//5)})
         return translated(run_training(BaselineRun(mine, *data, device=device), name=mine.method), ruler.photo)
-    about = dict(table=1, settings=base.to_dict(), scenes=cfg.scenes, real=cfg.real, device=device, world=folder_digest(world),
+    about = dict(table=1, settings=base.to_dict(), scenes=cfg.scenes, real=cfg.real, device=pick_device(device).type, world=folder_digest(world),
                  pairs=folder_digest(pairs), **judges())
     return dict(rows=TABLE_1, run_one=run_one, measure=ruler, about=about, scale=ruler.scale, picture=strip)

@@ -1,6 +1,5 @@
 "The bundled weights: small enough to travel, as good as their cards say, and made by recipes that go on after an accident."
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from scenimefy import bake as baking
-from scenimefy.bake import ABOUT, GAN, PHASES, RECIPES, BakeSettings, Kitchen, bake, pair_scores, translator_scores, write_card
+from scenimefy.bake import ABOUT, GAN, MEANING, PHASES, RECIPES, BakeSettings, Kitchen, bake, pair_scores, translator_scores, write_card
 from scenimefy.core import SettingsError, UserError
 from scenimefy.priors import bundled, load_clip, load_segmenter
 from scenimefy.stylegan import PretrainSettings, load_discriminator, load_stylegan
@@ -33,9 +32,11 @@ def test_all_is_there_and_small():
 @pytest.mark.parametrize('name', RECIPES)
 def test_every_file_has_a_card(name):
     card = bundled(name).with_suffix('.md').read_text()
-    assert ABOUT[name][3] in card and f'scenimefy bake {name}' in card
-    numbers = [float(x) for x in re.findall(r'\| ([0-9.]+) \|', card)]
-    assert len(numbers) >= 3
+    with safe_open(bundled(name), 'pt') as opened: about = opened.metadata()
+    settings, scores = json.loads(about['settings']), json.loads(about['scores'])
+    assert ABOUT[name][3] in card and f'scenimefy bake {name}' in card and f"seed {settings['seed']}" in card
+    numbers = {k: v for k, v in scores.items() if not isinstance(v, dict)}
+    assert len(numbers) >= 3 and all(f'| {k} | {v} | {MEANING[k]} |' in card for k, v in numbers.items())
 
 
 def test_teachers_are_as_good_as_promised():
@@ -84,12 +85,23 @@ def test_world_is_drawn_again_after_an_accident(tmp_path, monkeypatch):
     (tmp_path/'work'/'a'/'.complete').unlink()
     kitchen.world('a', n_photos=1)
     assert len(calls) == 2
+    with pytest.raises(UserError, match='other settings'): kitchen.world('a', n_photos=2)
+
+
+def test_time_of_several_lives_adds_up(tmp_path):
+    for seconds in (60., 30.): total = Kitchen(tmp_path).spent('tiny', seconds)
+    assert total == 90. and Kitchen(tmp_path).spent('clip') == 0.
+
+
+def test_a_file_is_no_kitchen(tmp_path):
+    (tmp_path/'x').touch()
+    with pytest.raises(UserError, match='another folder'): bake(['clip'], tmp_path/'x')
 
 
 def test_card_says_what_it_is(tmp_path):
-    write_card(tmp_path/'x.md', 'clip', dict(scenes=3, top=.5, each=dict(a=1)), 60.)
+    write_card(tmp_path/'x.md', 'clip', dict(scenes=3, top=.5, each=dict(a=1)), 60., dict(seed=7, steps=5))
     text = (tmp_path/'x.md').read_text()
-    assert 'A toy' in text and '| top | 0.5 |' in text and 'each' not in text and '1 minutes' in text
+    assert 'A toy' in text and '| top | 0.5 |' in text and 'each' not in text and '1 minutes' in text and 'seed 7, 5 steps' in text
 
 
 def test_wrong_names_and_settings(tmp_path):
