@@ -72,8 +72,9 @@ def work_folder(out # the demo's folder
                ) -> Path:
     "An empty `out/work`; one left by an earlier demo is cleared, anybody else's is an error."
     work = Path(out)/'work'
-    if (Path(out)/'index.html').exists() and not (work/MARK).exists():
-        raise UserError(f'{out} holds an index.html that the demo did not make; choose another folder with -o')
+    for name in ('index.html', 'translator.safetensors'):
+        if (Path(out)/name).exists() and not (work/MARK).exists():
+            raise UserError(f'{out} holds a file {name} that the demo did not make; choose another folder with -o')
     if work.is_dir() and any(work.iterdir()):
         if not (work/MARK).exists():
             raise UserError(f'{work} holds files that the demo did not make; choose another folder with -o')
@@ -298,12 +299,12 @@ def quoted(path) -> str:
     text = str(path)
     return f'"{text}"' if any(c in text for c in " '&()") else text
 
-def next_html(out, weights) -> str:
+def next_html(weights) -> str: # file of the translator that was trained here
     "The section that says what is toy, and the one with commands to try."
     lines = [('your photos, by the bundled toy', 'scenimefy stylize PHOTO.jpg -o styled --weights tiny'),
              ('… by the translator that was trained just now', f'scenimefy stylize PHOTO.jpg -o styled --weights {quoted(weights)}'),
              ('the paper’s network, downloaded on first use', 'scenimefy stylize PHOTO.jpg -o styled --weights shinkai'),
-             ('a style of your own, in three stages', 'scenimefy finetune --anime FRAMES -o painter'),
+             ('a style of your own, in three stages (needs a GPU; on this computer add --preset tiny to each)', 'scenimefy finetune --anime FRAMES -o painter'),
              ('', 'scenimefy pairs --target painter/anime.safetensors --count 5000 -o pairs'),
              ('', 'scenimefy train --photos PHOTOS --anime FRAMES --pairs pairs -o my-run'),
              ('what this computer can do', 'scenimefy doctor')]
@@ -415,6 +416,8 @@ def demo(photos=(),             # files and folders
     try: first, second, made_by, segmenter, weights = run_stages(
             s, folders, work, first or FinetuneSettings.preset('tiny'), third or SemisupSettings.preset('tiny'), clock, on_step)
     except Stopped as e: raise Stopped(f'{str(e).split(" after")[0].split(" with")[0]}; run the demo again') from None
+    kept = out/'translator.safetensors'                      # outside of `work`, which the next demo clears
+    with atomic_path(kept) as tmp: shutil.copyfile(weights, tmp)
     clock('measuring on held-out scenes')
     nets, seeds = {'trained here': load_generator(weights), 'bundled': load_generator('tiny')}, held_out(max(s.n_test, s.n_show))
     scores = to_truth({'the photo itself': lambda x: x, **nets}, seeds[:s.n_test], s.test_size, load_perceptual('tiny'))
@@ -429,6 +432,6 @@ def demo(photos=(),             # files and folders
             stage2_html(made_by, segmenter, work/'pairs', second),
             losses_html(read_losses(work/'finetune', STAGE1), read_losses(work/'run', STAGE3))]
     clock()
-    body += [times_html(clock.seconds), next_html(out, weights)]
+    body += [times_html(clock.seconds), next_html(kept)]
     write_page(out/'index.html', ''.join(body), result, s.n_pairs, clock.seconds)
-    return DemoResult(out/'index.html', weights, failed, result, clock.seconds)
+    return DemoResult(out/'index.html', kept, failed, result, clock.seconds)

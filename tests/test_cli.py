@@ -17,7 +17,7 @@ from scenimefy.runs import Stopped, read_history
 from scenimefy.selection import Selected, SelectSettings
 from scenimefy.semisup import SemisupSettings
 from scenimefy.stylegan import Discriminator, Generator, PretrainSettings, save_stylegan
-from scenimefy.stylize import save_generator
+from scenimefy.stylize import load_generator, save_generator
 from scenimefy.translator import ResnetGenerator
 
 PROGRAM = [sys.executable, '-c', 'from scenimefy.cli import main; main()']
@@ -366,7 +366,10 @@ def small_demo(monkeypatch):
     monkeypatch.setattr(SemisupSettings, 'preset', classmethod(lambda cls, name: third))
     monkeypatch.setattr(FinetuneSettings, 'preset', classmethod(lambda cls, name: first))
 
-def test_demo(small_demo, tmp_path):
+def test_demo(small_demo, tmp_path, monkeypatch):
+    def refuse(*_, **__): raise AssertionError('the network was asked')
+    monkeypatch.setattr('socket.socket.connect', refuse)
+    monkeypatch.setattr('socket.getaddrinfo', refuse)
     (tmp_path/'more').mkdir()
     for path, color in ((tmp_path/'<b>&.png', 'red'), (tmp_path/'more'/'<b>&.jpg', 'blue')):
         Image.new('RGB', (60, 40), color).save(path)
@@ -382,6 +385,8 @@ def test_demo(small_demo, tmp_path):
     assert len(list((tmp_path/'d'/'pictures').iterdir())) == 2                               # same stem, two files
     assert run('demo', '-o', tmp_path/'d', '--seconds', '0.1').exit_code == 0                                    # twice into one folder
     assert not [p for p in tmp_path.iterdir() if p.suffix == '.html' or p.name.startswith('.')]
+    weights = tmp_path/'d'/'translator.safetensors'                # what the page names lies outside of what a second demo clears
+    assert str(weights) in (tmp_path/'d'/'index.html').read_text(encoding='utf8') and load_generator(weights)
 
 def test_demo_keeps_what_is_not_its_own(small_demo, tmp_path):
     (tmp_path/'work').mkdir()
