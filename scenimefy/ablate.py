@@ -267,7 +267,7 @@ class AblateSettings(Settings):
     "How large a toy table is."
     base:   str = opt('toy', 'preset that the values started from', 'ours')
     seeds:  int = opt(3, 'runs of every row', 'ours: one run has no spread', 'runs', lo=1, hi=1000)
-    budget: int = opt(120, 'training steps of every run', 'ours: a minute on one core', 'steps', lo=2)
+    budget: int = opt(240, 'training steps of every run', 'ours: one to four minutes on one core', 'steps', lo=2)
     world:  int = opt(400, 'photos, and as many anime scenes, to train on', 'ours', 'images', lo=4)
     pairs:  int = opt(1000, 'pairs to train on (Table 4)', 'ours', 'pairs', lo=4)
     scenes: int = opt(300, 'held-out codes or photos that are measured', 'ours', 'images', lo=8)
