@@ -37,7 +37,7 @@ class BakeSettings(Settings):
     n_photos:  int   = opt(30000, 'photos for the StyleGAN, 64 px', 'ours', 'images', lo=8)
     n_anime:   int   = opt(4000, 'anime scenes for Stage 1, 64 px', 'ours', 'images', lo=8)
     n_sharp:   int   = opt(800, 'photos and anime scenes for Stage 3, 192 px', 'ours: sharp when reduced', 'images', lo=8)
-    n_pairs:   int   = opt(1500, 'selected pairs for Stage 3', 'ours', 'pairs', lo=4)
+    n_pairs:   int   = opt(3000, 'selected pairs for Stage 3', 'ours', 'pairs', lo=4)
     max_lbce:  float = opt(1.3, 'a selected pair stays below this L_BCE', 'ours: for 7 classes', 'nats', lo=0.)
     n_score:   int   = opt(1000, 'pictures that a score is taken on', 'ours', 'images', lo=8)
     share:     float = opt(1., 'part of the steps that are taken; for trials', 'ours', lo=1e-5, hi=1.)
@@ -215,7 +215,7 @@ def bake_translator(k:Kitchen) -> dict:
         vary([k.work/'pairs'/'trainA', k.work/'pairs'/'trainB'], [folder/'trainA', folder/'trainB'], 'trainA')
         for side in ('photos', 'anime'): vary([sharp/side], [folder/side], 'photos')
     varied = k.once('varied', fill, pairs=k.cfg.n_pairs, sharp=k.cfg.n_sharp)
-    cfg = SemisupSettings.preset('tiny').but(epoch_steps=k.steps(125), ngf=24, lam_l1=2., ema=.995, sample_every=400,
+    cfg = SemisupSettings.preset('tiny').but(epoch_steps=k.steps(250), ngf=24, lam_l1=2., ema=.995, sample_every=400,
                                              save_every=400)
     made = k.run(train, cfg, 'translator', varied/'photos', varied/'anime', varied)
     net = load_generator(made)
