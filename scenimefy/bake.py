@@ -247,7 +247,8 @@ ABOUT = {'clip': ('Tiny CLIP', 'images and captions of the drawn world as unit v
          'segmenter': ('Tiny Mask2Former', 'seven classes of the drawn world, in both styles', 'notebook 05b',
                        'On real photos its answers are guesses.'),
          'stylegan': ('Tiny StyleGAN2', 'photos of the drawn world, 64 px, with its critic', 'notebook 03',
-                      'Mountains are ragged, trees lumpy, houses few. The distance is taken in features that its second critic saw.'),
+                      'Mountains are ragged, trees lumpy, houses few. The distance is taken in features that its second critic saw. '
+                      'The bundled file was made in three sittings; notebook 14 says how that differs from one bake.'),
          'stylegan-anime': ('Tiny StyleGAN2, fine-tuned', 'the anime scene of the same code', 'notebook 07',
                             'It inherits every fault of its source.'),
          'tiny': ('Tiny translator', 'photos to anime scenes of the same size', 'notebooks 08 and 09',

@@ -268,12 +268,12 @@ def pretrain_command(
 def finetune_command(
     anime: Annotated[Path, folder('Anime frames.')],
     out: Out,
-    source: Annotated[Optional[str], network('A StyleGAN that paints photos [lhq, tiny tiny].')] = None,
+    source: Annotated[Optional[str], network('A StyleGAN that paints photos [lhq, tiny tiny; --resume: that of the run].')] = None,
     resume: Resume = False, preset: Preset = None, device: Device = 'auto', **flags):
     "Stage 1: teach a StyleGAN of photos to paint anime; a code then gives a pair."
-    from scenimefy.finetune import FinetuneSettings, finetune
+    from scenimefy.finetune import FinetuneSettings, finetune, source_of
     cfg = settings_for(FinetuneSettings, preset, flags, out if resume else None)
-    source = source or usual_networks(cfg.base)[0]
+    source = source or (resume and source_of(out).get('source')) or usual_networks(cfg.base)[0]
     weights = finetune(cfg, source, anime, out, resume=resume, device=device)
     typer.echo(f'{weights}  ← scenimefy pairs --source {source} --target {weights} -o PAIRS')
 
@@ -283,15 +283,23 @@ def pairs_command(
     out: Annotated[Path, folder('For the pairs; an unfinished folder is continued.', '-o', '--out')],
     source: Annotated[Optional[str], network('The StyleGAN that paints photos [lhq, tiny tiny].')] = None,
     target: Annotated[Optional[str], network('The one fine-tuned from it [shinkai-stylegan, tiny tiny-anime].')] = None,
+    old: Annotated[Optional[Path], folder('Apply this rule to the scores of an older folder of pairs; nothing is segmented again.',
+                                          '--recut')] = None,
     preset: Preset = None, device: Device = 'auto', **flags):
     "Stage 2: paint pairs and keep those whose contents agree."
+    from scenimefy.core import UserError
     from scenimefy.priors import load_segmenter
-    from scenimefy.selection import SelectSettings, StyleganPairs, make_pairs, write_report
-    cfg = settings_for(SelectSettings, preset, flags)
+    from scenimefy.selection import Hopeless, SelectSettings, StyleganPairs, make_pairs, recut, write_report
+    if old and not (old/'scores.jsonl').exists():
+        raise UserError(f'{old} holds no scores.jsonl; --recut wants a folder that `scenimefy pairs` made')
+    cfg = settings_for(SelectSettings, preset, flags, old)
     ours = usual_networks(cfg.base)
     made_by = StyleganPairs(source or ours[0], target or ours[1], cfg.psi, device)
     segmenter = load_segmenter(cfg.segmenter, device)
-    made = make_pairs(cfg, made_by, segmenter, out)
+    try: made = recut(old, cfg, out, made_by) if old else make_pairs(cfg, made_by, segmenter, out)
+    except Hopeless:
+        typer.echo(f'{write_report(out, made_by, segmenter)}  ← what was rejected, and how near the cut it was')
+        raise
     typer.echo(f'{made.accepted} of {made.candidates} pairs kept ({made.accepted/made.candidates:.0%})  '
                f'← scenimefy train --photos PHOTOS --anime FRAMES --pairs {out} -o RUN')
     typer.echo(f'{write_report(out, made_by, segmenter)}  ← open it in a browser')
@@ -333,7 +341,8 @@ def evaluate_command(
     out: Annotated[Optional[Path], folder('For metrics.json, the statistics and a page [nothing is written].', '-o', '--out')] = None,
     device: Device = 'auto'):
     "How far pictures lie from a reference: FID, KID, and with --photos what they kept."
-    report_on({generated.name or 'generated': generated}, reference, photos, features, out, device)
+    name = generated.name if generated.name not in ('', 'photos') else 'generated'   # `photos` are the inputs
+    report_on({name: generated}, reference, photos, features, out, device)
 
 @app.command('compare')
 def compare_command(

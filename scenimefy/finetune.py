@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PATH_EVERY', 'TABLE_3', 'FinetuneSettings', 'trainable_names', 'target_of', 'critic_for', 'shared_styles',
-           'draw_corners', 'cut', 'Priors', 'load_priors', 'scene_terms', 'finetune_step', 'FinetuneRun', 'finetune']
+           'draw_corners', 'cut', 'Priors', 'load_priors', 'scene_terms', 'finetune_step', 'source_of', 'FinetuneRun',
+           'finetune']
 
 # %% ../nbs/07_finetune.ipynb #exp-imports
-import copy, functools
+import copy, functools, json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .core import SettingsError, opt, seeded
+from .core import SettingsError, atomic_path, opt, seeded
 from .data import ImageSet
 from .losses import clip_distance, patch_nce, r1_penalty, softplus_critic, softplus_generator
 from .priors import load_clip, load_perceptual
 from .runs import CheckpointError, RunSettings, TrainingRun, frozen, run_training, update_average
-from .stylegan import (Discriminator, Generator, draw_styles, generator_sizes, lazy_adam, load_discriminator,
+from .stylegan import (Discriminator, Generator, check_batch, draw_styles, generator_sizes, lazy_adam, load_discriminator,
                                 load_stylegan, read_stylegan, save_stylegan)
+from .weights import WeightsError, find_weights, sha256_of
 
 # %% ../nbs/07_finetune.ipynb #exp-settings
 @dataclass(frozen=True)
@@ -47,8 +49,12 @@ class FinetuneSettings(RunSettings):
     ema:        float = opt(.99778, 'decay of the averaged generator', 'released code: 0.5^(32/10000)', lo=0., hi=.99999)
     PRESETS = {'tiny': dict(steps=200, batch=8, crops=4, crop=16, clip='tiny', perceptual='tiny', r1=1., ema=.98,
                             workers=0, log_every=10, sample_every=50, save_every=100),
-               'colab': dict(steps=500, batch=8, ema=.99, sample_every=50, save_every=250),
+               'colab': dict(steps=500, batch=4, ema=.99, sample_every=50, save_every=250),
                'paper': dict(sample_every=100, save_every=250)}
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_batch(self.batch)   # the critic compares the pictures of a batch
 
 # %% ../nbs/07_finetune.ipynb #exp-trainable
 def trainable_names(G:Generator, blocks:int=3 # the finest ones; 0: the whole synthesis network
@@ -61,13 +67,17 @@ def trainable_names(G:Generator, blocks:int=3 # the finest ones; 0: the whole sy
     return [k for k in names if k.startswith(ours)]   # the dot matters: convs.1 is not convs.10
 
 # %% ../nbs/07_finetune.ipynb #exp-networks
-def target_of(source:Generator, blocks:int=3) -> Generator:
+def target_of(source:Generator,
+              blocks:int=3 # the finest ones, which learn; as in `trainable_names`
+             ) -> Generator:
     "A copy of the source in which exactly the `trainable_names` can learn."
     G, ours = copy.deepcopy(source), set(trainable_names(source, blocks))
     for k, p in G.named_parameters(): p.requires_grad_(k in ours)
     return G
 
-def critic_for(source:Generator, seed:int=0) -> Discriminator:
+def critic_for(source:Generator,   # its size and widths are taken
+               seed:int=0          # decides the weights
+              ) -> Discriminator:  # untrained
     "A fresh critic as wide as the generator, for source files that come without one."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded('critic', seed).initial_seed())
@@ -82,7 +92,9 @@ def shared_styles(source:Generator, n:int,
     with torch.no_grad(): return draw_styles(source, n, mixing, generator), source.draw_noise(n, generator)
 
 # %% ../nbs/07_finetune.ipynb #exp-crops
-def draw_corners(size:int, crop:int, n:int, generator) -> list: # [(left, top), …]
+def draw_corners(size:int, crop:int, n:int,
+                 generator # torch's, on the CPU
+                ) -> list: # [(left, top), …]
     "Corners of `n` squares of side `crop` in an image of side `size`."
     return torch.randint(size - crop + 1, (n, 2), generator=generator).tolist()
 
@@ -97,7 +109,9 @@ class Priors(NamedTuple):
     clip: object = None        # images (B,3,H,W) → unit vectors (B,dim)
     perceptual: object = None  # two batches of images → distances (B,)
 
-def load_priors(cfg:FinetuneSettings, device='cpu') -> Priors:
+def load_priors(cfg:FinetuneSettings, # `clip` and `perceptual` name the networks, the weights say which are needed
+                device='cpu'
+               ) -> Priors:           # None where a weight is zero
     "The judges that the weights of `cfg` ask for."
     return Priors(load_clip(cfg.clip, device) if cfg.lam_clip or cfg.lam_patch else None,
                   load_perceptual(cfg.perceptual, device) if cfg.lam_perc else None)
@@ -124,8 +138,16 @@ def scene_terms(photo:Tensor,   # (B,3,H,W) of the source
     return terms
 
 # %% ../nbs/07_finetune.ipynb #exp-step
-def finetune_step(nets, optims, real, source, priors, cfg, step, rank=0, amp=None, average=lambda names: None) -> dict:
-    "One step: critic, lazy R1, target generator. Returns {term: loss}."
+def finetune_step(nets, optims:dict,          # `nets.G` and `nets.D`, and an optimizer for each: {'G': …, 'D': …}
+                  real:Tensor,                # (B,3,size,size) anime in [-1,1]
+                  source:Generator,           # frozen
+                  priors:Priors, cfg:FinetuneSettings,
+                  step:int,                   # counted from 0; with the seed and `rank` it decides all that is random
+                  rank:int=0,                 # of this process
+                  amp=None,                   # context of the forward passes; None: full precision
+                  average=lambda names: None  # averages the gradients of the named networks over all processes
+                 ) -> dict:                   # {term: loss}, unweighted, and their weighted sum as 'total'
+    "One step: critic, lazy R1, target generator."
     n, log, g = len(real), {}, seeded('finetune', cfg.seed, step, rank)
     amp = amp or functools.partial(torch.autocast, real.device.type, enabled=False)
     def learn(name, loss):
@@ -157,6 +179,11 @@ def finetune_step(nets, optims, real, source, priors, cfg, step, rank=0, amp=Non
 # %% ../nbs/07_finetune.ipynb #exp-run
 PATH_EVERY = 4   # StyleGAN2 corrects G's step size for a path-length step that fine-tuning leaves out; so does the released code
 
+def source_of(run) -> dict: # {'source': name or path, 'sha256': …, 'size': px}; empty if `run` has noted none
+    "What a fine-tuning began with."
+    try: return json.loads((Path(run)/'source.json').read_text(encoding='utf8'))
+    except (OSError, ValueError): return {}
+
 class FinetuneRun(TrainingRun):
     "The state of one fine-tuning."
     result = 'anime.safetensors'
@@ -164,9 +191,13 @@ class FinetuneRun(TrainingRun):
     def __init__(self, cfg:FinetuneSettings, source, anime, run, device:str='auto', priors:Priors=None):
         super().__init__(cfg, run, device)
         self.source = load_stylegan(source).to(self.device).requires_grad_(False)
-        size = self.source.size
+        size, path = self.source.size, find_weights(source, 'stylegan')
+        name = str(path.resolve() if path == Path(source) else source)   # a name stays a name
+        self.origin = dict(source=name, sha256=sha256_of(path), size=size)
         if cfg.crop > size: raise SettingsError(f'crop = {cfg.crop} px, but the source paints {size} px; take {size//4}')
         D = load_discriminator(source) if 'd' in read_stylegan(source) else critic_for(self.source, cfg.seed)
+        if D.size != size: raise WeightsError(f'{source}: its generator paints {size} px, but its critic looks at {D.size} px; '
+                                              'give a file whose two networks belong together')
         G = target_of(self.source, cfg.blocks)
         self.priors = priors or load_priors(cfg, self.device)
         self.n_steps, self.sets = cfg.steps, (ImageSet(anime, size, cfg.seed, 'anime'),)
@@ -174,6 +205,14 @@ class FinetuneRun(TrainingRun):
         self.nets = nn.ModuleDict(dict(G=G, D=D.to(self.device)))
         self.optims = dict(G=lazy_adam((p for p in G.parameters() if p.requires_grad), cfg.lr, PATH_EVERY),
                            D=lazy_adam(D.parameters(), cfg.lr, cfg.r1 and cfg.r1_every))
+
+    def check_source(self):
+        "Refuse to go on with another source than the run began with."
+        was, now = source_of(self.folder), self.origin
+        if was and was['sha256'] != now['sha256']:
+            old, new = (f"{d['source']} ({d['size']} px, SHA-256 {d['sha256'][:8]}…)" for d in (was, now))
+            raise CheckpointError(f'the run in {self.folder} began with another source: {old}, now it is {new}; '
+                                  'give the one it began with')
 
     def take_step(self, batch) -> dict:
         losses = finetune_step(self.nets, self.optims, batch[0], self.source, self.priors, self.cfg, self.step, self.rank,
@@ -189,14 +228,15 @@ class FinetuneRun(TrainingRun):
         return torch.cat([torch.cat(list(row), 2) for row in rows], 1)
 
     def export(self):
-        "Write the averaged target; its frozen part must still be the source's."
+        "Write the averaged target and a note of its source; the frozen part must still be the source's."
         own = dict(self.source.named_parameters())
         moved = [k for k, p in self.average.named_parameters()
                  if not self.nets.G.get_parameter(k).requires_grad and not torch.equal(p, own[k])]
         if moved: raise CheckpointError(f'{moved[0]} of the run differs from the source, though it is frozen: the run in '
                                         f'{self.folder} began with another source; give that one')
-        if self.main: save_stylegan(self.folder/self.result, dict(g_ema=self.average.state_dict()),
-                                    settings=self.cfg.to_json(), step=str(self.step))
+        if not self.main: return
+        with atomic_path(self.folder/'source.json') as tmp: tmp.write_text(json.dumps(self.origin), encoding='utf8')
+        save_stylegan(self.folder/self.result, dict(g_ema=self.average.state_dict()), settings=self.cfg.to_json(), step=str(self.step))
 
 # %% ../nbs/07_finetune.ipynb #exp-finetune
 def finetune(cfg:FinetuneSettings,
@@ -207,7 +247,9 @@ def finetune(cfg:FinetuneSettings,
              priors:Priors=None  # judges of your own; None: those that `cfg` names
             ) -> Path:           # RUN/anime.safetensors
     "Turn a generator of photos into one of anime. `Stopped` leaves a state to resume; `Diverged` the checkpoints before it."
-    return run_training(FinetuneRun(cfg, source, anime, run, device, priors), resume, on_step, 'finetune')
+    r = FinetuneRun(cfg, source, anime, run, device, priors)
+    if resume: r.check_source()
+    return run_training(r, resume, on_step, 'finetune')
 
 # %% ../nbs/07_finetune.ipynb #exp-table3
 TABLE_3 = {'full': {}, 'w/o FreezeG': dict(blocks=0), 'w/o perceptual': dict(lam_perc=0.), 'w/o D_CLIP': dict(lam_clip=0.),

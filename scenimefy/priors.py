@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CLIP_MEAN', 'CLIP_STD', 'WORDS', 'FILLERS', 'END', 'LENGTH', 'CONV4_4', 'SEG_MEAN', 'SEG_STD', 'OPENAI_CLIP',
-           'OPENAI_SHA', 'ADE20K', 'Judge', 'clip_input', 'Clip', 'tokenize', 'tiny_clip_net', 'save_half',
-           'read_header', 'fill', 'fill_from', 'fresh', 'bundled', 'load_clip', 'vgg19_features', 'VggDistance',
-           'LpipsDistance', 'TokenDistance', 'segmenter_input', 'Segmenter', 'segment', 'tiny_segmenter_net',
-           'load_segmenter', 'from_web', 'offline', 'vit_b32_net', 'from_torchscript', 'vit_b32', 'vgg19', 'lpips_vgg',
-           'load_perceptual', 'swin_b_net', 'mask2former']
+           'OPENAI_SHA', 'ADE20K', 'ADE20K_REVISION', 'Judge', 'clip_input', 'Clip', 'tokenize', 'tiny_clip_net',
+           'save_half', 'read_header', 'fill', 'fill_from', 'fresh', 'bundled', 'load_clip', 'vgg19_features',
+           'VggDistance', 'LpipsDistance', 'TokenDistance', 'segmenter_input', 'Segmenter', 'segment',
+           'tiny_segmenter_net', 'load_segmenter', 'from_web', 'offline', 'vit_b32_net', 'vit_b32', 'vgg19',
+           'lpips_vgg', 'load_perceptual', 'swin_b_net', 'mask2former', 'check_judge']
 
 # %% ../nbs/05_priors.ipynb #exp-imports
 import importlib.resources, os, warnings
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .core import UserError, atomic_path, check_images, pick_device
 from .weights import WeightsError, misfit, read_weights, sha256_of
-from .world import CLASSES
+from .world import CLASSES, HELD_OUT, captions, render
 
 # %% ../nbs/05_priors.ipynb #exp-judge
 class Judge(nn.Module):
@@ -140,8 +140,9 @@ def bundled(name:str) -> Path:
 
 # %% ../nbs/05_priors.ipynb #exp-load-clip
 def load_clip(name:str='tiny', # 'tiny', 'vit-b-32', or a file that `train_clip` wrote
-              device='cpu') -> Clip:
-    "A frozen CLIP."
+              device='cpu'     # 'auto', 'cpu', 'cuda', …
+             ) -> Clip:        # images (B,3,H,W) in [-1,1] to unit rows: (B,64) for the tiny one, (B,512) for the real one
+    "A frozen CLIP (Radford et al., 2021); `WeightsError` if its file is missing, damaged, or of another network."
     if name == 'vit-b-32': return vit_b32().to(pick_device(str(device)))
     path = bundled('clip') if name == 'tiny' else Path(name)
     return Clip(fill_from(fresh(tiny_clip_net), path), 64, tokenize).to(pick_device(str(device)))
@@ -227,16 +228,18 @@ def tiny_segmenter_net() -> nn.Module:
 
 # %% ../nbs/05_priors.ipynb #exp-load-segmenter
 def load_segmenter(name:str='tiny', # 'tiny', 'mask2former', or a file that `train_segmenter` wrote
-                   device='cpu') -> Segmenter:
-    "A frozen segmenter."
+                   device='cpu'        # 'auto', 'cpu', 'cuda', …
+                  ) -> Segmenter:      # images (B,3,H,W) in [-1,1], sides multiples of 32, to class logits (B,Q,K+1) and
+                                       # mask logits (B,Q,h,w): Q=10, K=7 for the tiny one, 100 and 150 for the real one
+    "A frozen Mask2Former (Cheng et al., 2022); `WeightsError` if its file is missing, damaged, or of another network."
     if name == 'mask2former': return mask2former().to(pick_device(str(device)))
     path = bundled('segmenter') if name == 'tiny' else Path(name)
     return Segmenter(fill_from(fresh(tiny_segmenter_net), path), CLASSES).to(pick_device(str(device)))
 
 # %% ../nbs/05_priors.ipynb #exp-fetch
-def from_web(url:str, digest:str # what the file's SHA-256 begins with
+def from_web(url:str, digest:str # what the file's SHA-256 begins with; 64 digits prove it, 8 exclude an accident
             ) -> Path:
-    "The file at `url`: from torch's own cache, or downloaded there, and its bytes are the right ones."
+    "The file at `url`, from torch's own cache or downloaded there; `WeightsError` if its digest differs."
     path = Path(torch.hub.get_dir())/'checkpoints'/url.rsplit('/', 1)[-1]
     def missing(why): return WeightsError(f'cannot fetch {url} ({why}); get that file by hand and put it at {path}. '
                                           'Without the network there is the name tiny, a toy')
@@ -263,8 +266,8 @@ def vit_b32_net() -> nn.Module:
     from open_clip.model import CLIP
     return CLIP(**get_model_config('ViT-B-32-quickgelu'))   # the plain name has another GELU
 
-def from_torchscript(net:nn.Module, path) -> nn.Module:
-    "Fill `net` from OpenAI's archive; of its program only the tensors are taken."
+def _from_torchscript(net:nn.Module, path) -> nn.Module:
+    "Fill `net` from OpenAI's archive. It is a program: only for the file whose whole SHA-256 was checked."
     tensors = torch.jit.load(str(path), map_location='cpu').state_dict()
     for extra in ('input_resolution', 'context_length', 'vocab_size'): tensors.pop(extra, None)
     return fill(net, dict(tensors), path)
@@ -273,7 +276,7 @@ def vit_b32() -> Clip:
     "OpenAI's CLIP ViT-B/32, 354 MB on first use."
     from open_clip import get_tokenizer
     path = from_web(f'{OPENAI_CLIP}{OPENAI_SHA}/ViT-B-32.pt', OPENAI_SHA)
-    return Clip(from_torchscript(fresh(vit_b32_net), path), 224, get_tokenizer('ViT-B-32-quickgelu'))
+    return Clip(_from_torchscript(fresh(vit_b32_net), path), 224, get_tokenizer('ViT-B-32-quickgelu'))
 
 # %% ../nbs/05_priors.ipynb #exp-vgg-real
 def vgg19() -> VggDistance:
@@ -293,14 +296,17 @@ def lpips_vgg() -> LpipsDistance:
 
 # %% ../nbs/05_priors.ipynb #exp-load-perceptual
 def load_perceptual(name:str='tiny', # 'tiny', 'vgg19', 'lpips'
-                    device='cpu') -> nn.Module:
-    "A frozen perceptual distance."
+                    device='cpu'       # 'auto', 'cpu', 'cuda', …
+                   ) -> Judge:         # two batches (B,3,H,W) in [-1,1] to distances (B,), 0 for equal images
+    """A frozen perceptual distance: the paper's ('vgg19', after Johnson et al., 2016), LPIPS (Zhang et al., 2018), or the toy.
+    `UserError` for another name, `WeightsError` if a file is missing or damaged."""
     makers = dict(tiny=lambda: TokenDistance(load_clip('tiny')), vgg19=vgg19, lpips=lpips_vgg)
     if name not in makers: raise UserError(f'no perceptual distance is called {name!r}; known: {", ".join(makers)}')
     return makers[name]().to(pick_device(str(device)))
 
 # %% ../nbs/05_priors.ipynb #exp-ade-real
 ADE20K = 'facebook/mask2former-swin-base-IN21k-ade-semantic'
+ADE20K_REVISION = 'main'   # a branch; put a commit here to pin the files
 
 def swin_b_net() -> nn.Module:
     "Mask2Former with Swin-B for ADE20K's 150 classes, with random weights."
@@ -315,9 +321,38 @@ def mask2former() -> Segmenter:
     advice = (f'cannot load {ADE20K} from the Hugging Face Hub or its cache; with a network run '
               f'`hf download {ADE20K}`, or use the tiny one (name "tiny")')
     try: net, info = Mask2FormerForUniversalSegmentation.from_pretrained(
-            ADE20K, output_loading_info=True, local_files_only=offline())
+            ADE20K, revision=ADE20K_REVISION, output_loading_info=True, ignore_mismatched_sizes=True,
+            local_files_only=offline())
     except (OSError, ValueError) as e: raise WeightsError(f'{advice}. It says: {e}') from None
-    wrong = [*info['missing_keys'], *info['mismatched_keys']]
+    wrong = [f'{k} is {what}' for what in ('missing', 'mismatched', 'unexpected') for k in info[f'{what}_keys']]   # transformers itself
+    # leaves out only what it declares harmless: index tables of older Swin files, which it computes anew
     if wrong or net.config.num_labels != 150:
-        raise WeightsError(f'{ADE20K}: {len(wrong)} tensors do not fit ({wrong[:2]}); {advice}')
+        raise WeightsError(f'{ADE20K}: {len(wrong)} tensors do not fit ({", ".join(wrong[:2])}), {net.config.num_labels} classes; {advice}')
     return Segmenter(net, [net.config.id2label[k] for k in range(150)])
+
+# %% ../nbs/05_priors.ipynb #exp-check
+@torch.no_grad()
+def check_judge(name:str,    # 'vit-b-32', 'vgg19', 'lpips', 'mask2former'; 'tiny' for the three toys
+                device='cpu'):
+    "Load a judge, fetched on first use, and print what holds of it; `WeightsError` at the first thing that does not."
+    known = ('tiny', 'vit-b-32', 'vgg19', 'lpips', 'mask2former')
+    if name not in known: raise UserError(f'no judge is called {name!r}; known: {", ".join(known)}')
+    def holds(what, truth):
+        if not truth: raise WeightsError(f'{name} was loaded, but this does not hold: {what}; delete its file and fetch it again')
+        print(f'{name}: {what}')
+    tiny, x = name == 'tiny', render([HELD_OUT, HELD_OUT + 1], 64, 'photo').to(pick_device(str(device)))
+    if name in ('tiny', 'vit-b-32'):
+        clip, width = load_clip(name, device), 64 if tiny else 512
+        texts = captions([HELD_OUT, HELD_OUT + 1]) if tiny else ['a landscape', 'a page of text']
+        e, t = clip(x[:1]), clip.text(texts)
+        holds(f'{width} numbers for a picture and for a text', e.shape == (1, width) and t.shape == (2, width))
+        holds(f'a drawn photo is nearer to "{texts[0]}" than to "{texts[1]}"', (e @ t[0] > e @ t[1]).all())
+    if name in ('tiny', 'vgg19', 'lpips'):
+        far = load_perceptual(name, device)
+        holds('equal pictures are 0 apart', (far(x, x) == 0).all())
+        holds('a slightly paler picture is nearer than another one', ((0 < far(x, .95*x)) & (far(x, .95*x) < far(x, x.flip(0)))).all())
+    if name in ('tiny', 'mask2former'):
+        seg, size, number, at = load_segmenter(name, device), *((64, 7, 0) if tiny else (256, 150, 2))
+        holds(f'{number} classes, number {at} is sky', len(seg.classes) == number and seg.classes[at] == 'sky')
+        top = segment(seg, render([HELD_OUT], size, 'photo').to(x.device))[:, :size//4]
+        print(f'{name}: {(top == at).float().mean():.0%} of the upper quarter of a drawn photo is sky')

@@ -6,11 +6,11 @@
 __all__ = ['NATURAL', 'HARMS', 'RULES', 'MORE', 'SIDES', 'KNOWN', 'semantic_scores', 'class_color', 'mask_image', 'named',
            'lbce_released', 'n_categories', 'agreement', 'nll', 'score_pairs', 'PairSource', 'digest', 'StyleganPairs',
            'FolderPairs', 'WorldPairs', 'SelectSettings', 'passes', 'choose', 'needed', 'read_scores', 'pair_files',
-           'open_folder', 'write_pairs', 'settle', 'Selected', 'make_pairs', 'acceptance', 'draw_histogram', 'recut',
-           'examples', 'pair_html', 'write_report']
+           'open_folder', 'write_pairs', 'settle', 'Hopeless', 'Selected', 'make_pairs', 'acceptance', 'draw_histogram',
+           'recut', 'examples', 'pair_html', 'write_report']
 
 # %% ../nbs/08_selection.ipynb #exp-imports
-import colorsys, contextlib, hashlib, html, json, math, shutil, time, warnings
+import colorsys, contextlib, functools, hashlib, html, json, math, shutil, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from .data import ImageError, Transform, match_pairs, read_image
 from .page import data_uri, figure_html, grid_html, page_html, section_html, table_html
 from .runs import Stopped, stop_signals, write_png
 from .stylegan import Generator, load_stylegan, truncate
+from .weights import sha256_of
 from .world import CONIFER, HELD_OUT, HOUSE, labels, render, scenes
 
 # %% ../nbs/08_selection.ipynb #eq-scores
@@ -163,13 +164,17 @@ class StyleganPairs:
 
 # %% ../nbs/08_selection.ipynb #exp-folderpairs
 class FolderPairs:
-    "Your own pairs: seed i is the i-th pair of `trainA` and `trainB`."
+    "Your own pairs: seed i is the i-th pair of `trainA` and `trainB`; names and contents of all files are signed."
     def __init__(self, folder, size:int=256, # side to which each image is squeezed, px
                  device:str='auto'):
         self.files, self.transform, self.device = match_pairs(folder), Transform(size), pick_device(device)
         self.length = len(self.files)
-        names = '\n'.join(f.name for pair in self.files for f in pair)
-        self.about = f'{self.length} pairs of files, {hashlib.sha256(names.encode()).hexdigest()[:16]}, {size} px'
+        text = '\n'.join(f'{f.name} {self._digest(f)}' for pair in self.files for f in pair)
+        self.about = f'{self.length} pairs of files, {hashlib.sha256(text.encode()).hexdigest()[:16]}, {size} px'
+
+    def _digest(self, file) -> str:
+        try: return sha256_of(file)
+        except OSError: return 'unreadable'
 
     def _read(self, file) -> Tensor:
         try: return self.transform(read_image(file))
@@ -191,19 +196,24 @@ class WorldPairs:
                  first:int=HELD_OUT):   # scene of seed 0
         self.size, self.spoiled, self.first = size, spoiled, first
         self.about = f'tiny world from scene {first}, {size} px, {spoiled:g} spoiled'
+        self.harm = functools.cache(self.harm)                                   # whether a swap shows is looked up once
 
-    def harm(self, seed:int) -> tuple: # (name of the harm, strength in [0,1))
+    def harm(self, seed:int) -> tuple: # (name of the harm, strength in [0,1) or which object)
         chance, which, strength = torch.rand(3, generator=seeded('harm', int(seed))).tolist()
-        return HARMS[1 + int(3*which)] if chance < self.spoiled else 'none', strength
+        harm = HARMS[1 + int(3*which)] if chance < self.spoiled else 'none'
+        if harm != 'swapped': return harm, strength
+        s = scenes([self.first + int(seed)])
+        near = [k for k in reversed(range(8)) if s.objects[0, k, 0] > 0][:3]     # the three nearest objects
+        here, first = labels(s, self.size), int(len(near)*strength)
+        for at in near[first:] + near[:first]:
+            if (labels(_swap(s, 0, at), self.size) != here).any(): return harm, at
+        return 'none', strength                                                  # nothing there, or nothing to be seen
 
     def _draw(self, seeds, draw) -> Tensor: # draw(Scenes) -> (B,…,H,W), spoiled
         s, harms = scenes([self.first + int(i) for i in seeds]), [self.harm(i) for i in seeds]
-        objects = s.objects.clone()
-        for k, (harm, strength) in enumerate(harms):
-            at = 7 - int(3*strength)                                    # one of the three nearest objects
-            kind = s.objects[k, at, 0]
-            if harm == 'swapped' and kind > 0: objects[k, at, 0] = CONIFER if kind == HOUSE else HOUSE
-        out = draw(s.but(objects=objects))
+        for k, (harm, at) in enumerate(harms):
+            if harm == 'swapped': s = _swap(s, k, at)
+        out = draw(s)
         for k, (seed, (harm, strength)) in enumerate(zip(seeds, harms)):
             if harm == 'shifted': out[k] = out[k].roll(max(1, round(.3*strength*self.size)), -1)
             if harm == 'other': out[k] = draw(scenes([self.first + 5_000_000 + int(seed)]))[0]
@@ -217,6 +227,11 @@ class WorldPairs:
         "Share of the pixels at which photo and anime show the same thing, by the world's own labels."
         here = labels(scenes([self.first + int(i) for i in seeds]), self.size)
         return (here == self._draw(seeds, lambda s: labels(s, self.size))).float().mean((1, 2))
+
+def _swap(s, k:int, at:int): # a conifer for a house, a house for a tree
+    objects = s.objects.clone()
+    objects[k, at, 0] = CONIFER if objects[k, at, 0] == HOUSE else HOUSE
+    return s.but(objects=objects)
 
 # %% ../nbs/08_selection.ipynb #exp-settings
 @dataclass(frozen=True)
@@ -305,10 +320,13 @@ def open_folder(folder, cfg, made_by:dict) -> list: # the candidates that are al
         return []
     old, new = SelectSettings.from_json((folder/'settings.json').read_text()).to_dict(), cfg.to_dict()
     changed = [f'{k} {old[k]!r}, now {new[k]!r}' for k in old if old[k] != new[k] and k not in MORE]
-    if changed: raise SettingsError(f"{folder} was begun with {'; '.join(changed)}; take the same, `recut` into another "
-                                    'folder, or begin a new one')
+    other_rule = f'scenimefy pairs --recut {folder} -o ANOTHER'                # works on the scores that are there
+    if changed:
+        only_rules = all(old[k] == new[k] for k in old if k not in RULES | MORE)
+        raise SettingsError(f"{folder} was begun with {'; '.join(changed)}; take the same, or "
+                            + (f'apply the new rule to its scores: {other_rule}' if only_rules else 'begin another folder'))
     if cfg.count < old['count']: raise SettingsError(f"count = {cfg.count} is less than the {old['count']} that {folder} "
-                                                     'was begun for; recut it into another folder')
+                                                     f'was begun for; a smaller folder of its pairs: {other_rule}')
     was = json.loads((folder/'source.json').read_text()) if (folder/'source.json').exists() else {}
     other = [f'{k}: {was.get(k)}, now {v}' for k, v in made_by.items() if was.get(k) != v]
     if other: raise UserError(f"{folder} was begun with another {'; '.join(other)}; choose another folder")
@@ -336,6 +354,9 @@ def settle(folder, lines, cfg, source=None) -> set: # seeds of the accepted
     return accepted
 
 # %% ../nbs/08_selection.ipynb #exp-make
+class Hopeless(UserError):
+    "Too many candidates in a row were rejected; the folder holds their scores."
+
 @dataclass(frozen=True)
 class Selected:
     "What `make_pairs` and `recut` leave behind."
@@ -348,7 +369,7 @@ def make_pairs(cfg:SelectSettings,
                segmenter,         # of `load_segmenter(cfg.segmenter)`
                out,               # folder for trainA/, trainB/ and scores.jsonl
                on_progress=None   # called as on_progress(candidates, passed, needed) after every batch
-              ) -> Selected:
+              ) -> Selected:      # `Hopeless`, `Stopped`, or another `UserError` if it cannot go on
     "Make pairs until `cfg.count` are accepted; the same call goes on where an earlier one was interrupted."
     out, need = Path(out), needed(cfg)
     lines = open_folder(out, cfg, dict(source=source.about, segmenter=digest(segmenter)))
@@ -360,7 +381,7 @@ def make_pairs(cfg:SelectSettings,
     try:
         with stop_signals() as arrived, tqdm(total=need, initial=passed, desc='pairs', unit='pair') as bar:
             while passed < need and (first := cfg.seed + len(lines)) < end:
-                if refused >= cfg.patience: raise UserError(_hopeless(lines[-refused:], cfg))
+                if refused >= cfg.patience: raise Hopeless(_hopeless(lines[-refused:], cfg))
                 seeds, good = list(range(first, min(first + cfg.batch, end))), []
                 photo, anime = source.pairs(seeds)
                 new = [dict(seed=s, **numbers) for s, numbers in zip(seeds, score_pairs(segmenter, photo, anime))]
@@ -411,7 +432,7 @@ def draw_histogram(lines:list, cfg, dark:bool=False):
     fig = Figure(figsize=(8, 2.4), dpi=100, facecolor='none')
     ax = fig.subplots()
     ax.hist(parts, bins=40, stacked=True, color=['#0072B2', '#D55E00'], label=['accepted', 'rejected'])
-    if min(values) < cfg.max_lbce < max(values): ax.axvline(cfg.max_lbce, color=ink, ls='--', lw=1)
+    if values and min(values) < cfg.max_lbce < max(values): ax.axvline(cfg.max_lbce, color=ink, ls='--', lw=1)
     ax.set_xlabel('L_BCE, nats', color=ink); ax.set_ylabel('candidates', color=ink)
     ax.legend(frameon=False, labelcolor=ink)
     ax.set_facecolor('none'); ax.tick_params(colors=ink)
@@ -438,8 +459,8 @@ def recut(folder,                  # of `make_pairs`
     if absent and source is None:
         raise UserError(f'{len(absent)} accepted pairs are not in {folder} (seeds {", ".join(map(str, absent[:5]))}'
                         f'{", …" if len(absent) > 5 else ""}); give the source that made them, and they are drawn again')
-    if absent and source.about != made_by['source']:
-        raise UserError(f"this is another source ({source.about}) than the one that made {folder} ({made_by['source']})")
+    if source is not None and source.about != made_by['source']:
+        raise UserError(f"this is another source ({source.about}) than the one that made {folder} ({made_by['source']}); give the same")
     if open_folder(to, cfg, made_by): raise UserError(f'{to} already holds pairs; choose another folder')
     for s in sorted(accepted - set(absent)):
         for a, b in zip(pair_files(folder, s), pair_files(to, s)):
@@ -484,20 +505,21 @@ def write_report(folder,            # of `make_pairs`
              f'<img src="{light}" alt="Histogram of L_BCE of {len(lines)} candidates"></picture>')
     body = section_html('What each rule did', 'A rule that passes everything decides nothing. “Only it rejects”: candidates that '
                         'all other rules would have let in.', table_html(rows, ('rule', 'pass', 'share', 'only it rejects')), chart)
+    if not any(shown.values()): body += section_html('Nothing to show', 'No candidate could be scored: the generator gives NaN, '
+                                                     'or no file can be read.')
     for title, seeds in shown.items():
         if seeds: body += section_html(title, 'Photo, what the segmenter sees in it, anime, what it sees there.',
                                        pair_html(source, segmenter, {s: by_seed[s] for s in seeds}))
     body += section_html('What no rule here can see', 'The scores compare label maps. Whether the anime is <i>anime</i>, its colors and '
                          'its time of day do not enter: a pair that holds the same photo twice would get the best score of all.')
     cards = [(len(accepted), f'pairs accepted, of {len(lines)} candidates'), (f'{len(accepted)/len(lines):.0%}', 'acceptance rate'),
-             (f'{_mean(lines, "agreement", accepted):.0%}', 'of the pixels agree in accepted pairs'),
-             (f'{_mean(lines, "agreement", set(by_seed)):.0%}', 'in all candidates')]
+             (_agree(lines, accepted), 'of the pixels agree in accepted pairs'), (_agree(lines, set(by_seed)), 'in all candidates')]
     text = page_html('pairs, kept and rejected', f'From {html.escape(source.about)}; labels by the segmenter '
                      f'“{html.escape(Path(cfg.segmenter).name)}”.', body, cards, f'Written on {time.strftime("%Y-%m-%d %H:%M")}. '
                      'Train on these pairs: <code>scenimefy train --pairs …</code>')
     with atomic_path(folder/'report.html') as tmp: tmp.write_text(text, encoding='utf8')
     return folder/'report.html'
 
-def _mean(lines, what, seeds) -> float:
-    values = [x[what] for x in lines if x['seed'] in seeds and x[what] is not None]
-    return sum(values)/max(1, len(values))
+def _agree(lines, seeds) -> str:
+    values = [x['agreement'] for x in lines if x['seed'] in seeds and x['agreement'] is not None]
+    return f'{sum(values)/len(values):.0%}' if values else '–'

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SIDE', 'CRITERIA', 'LETTERS', 'COLUMNS', 'PAPER_METHODS', 'PAPER_TABLE_2', 'Study', 'open_study', 'arrangement',
            'questions', 'pending', 'votes_file', 'cast', 'read_votes', 'Booth', 'draw_ballot', 'wilson', 'simulate',
-           'shares', 'bootstrap', 'tabulate', 'table_2', 'winner_p', 'voters_needed']
+           'shares', 'bootstrap', 'voter_intervals', 'tabulate', 'table_2', 'winner_p', 'voters_needed']
 
 # %% ../nbs/11b_study.ipynb #exp-imports
 import csv, functools, hashlib, html, io, math, os, re, time
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from .core import UserError, atomic_path, seeded, to_image
-from .data import by_stem, read_image
+from .data import as_rgb, by_stem, read_image
 from .page import shrink
 
 # %% ../nbs/11b_study.ipynb #exp-study
@@ -44,11 +44,11 @@ class Study:
 
 # %% ../nbs/11b_study.ipynb #exp-open
 def _shown(im, like=None, what=''): # like: the photo, whose size and shape a method's picture must have
-    "A picture (path, PIL image, uint8 array or tensor (3,H,W) in [-1,1]) as it is shown."
+    "A picture (path, PIL image, uint8 array or tensor (3,H,W) in [-1,1]) as it is shown: upright, transparency on white."
     if isinstance(im, torch.Tensor): im = to_image(im)
     elif isinstance(im, np.ndarray): im = Image.fromarray(im)
     elif not isinstance(im, Image.Image): im = read_image(im)
-    im = im.convert('RGB')
+    im = as_rgb(im)
     if like is None: return shrink(im, SIDE)
     if abs(math.log(im.width*like.height/(im.height*like.width))) > .03:
         raise UserError(f'{what} has {im.width}×{im.height} px, another shape than its photo ({like.width}:{like.height}); '
@@ -110,14 +110,25 @@ def _line(values) -> str:
     csv.writer(out, lineterminator='\n').writerow(values)
     return out.getvalue()
 
+def _whole(data:bytes) -> bytes:
+    "The lines of a file of votes without half a line at its end; a whole line that lacks only its end gets one."
+    kept, end, last = data.rpartition(b'\n')
+    row = [] if b'\0' in last else next(csv.reader([last.decode(errors='replace')]), [])   # zeros: a disk lost power
+    whole = row == COLUMNS or len(row) == len(COLUMNS) and row[-1].endswith('Z')   # times end with a Z
+    return data + b'\n' if whole else kept + end
+
 def votes_file(folder, voter:str) -> Path: # made, with its header, if it is missing
-    "The file of `voter`; half a line at its end, left by a crash, is cut off."
+    "The file of `voter`; half a line at its end, left by a crash, is cut off. `UserError` for a name that is no file name."
     if not re.fullmatch(r'[^\W_][\w .-]{0,39}', voter) or voter != voter.strip():
         raise UserError(f'{voter!r} is no name for a voter; take up to 40 letters, digits, spaces, dots and dashes')
     path = Path(folder)/f'{voter}.csv'
     if not path.exists():
         with atomic_path(path) as tmp: tmp.write_text(_line(COLUMNS), encoding='utf8')
-    with open(path, 'rb+') as f: f.truncate(f.read().rfind(b'\n') + 1)
+    with open(path, 'rb+') as f:
+        data = f.read()
+        whole = _whole(data)
+        f.truncate(min(len(data), len(whole)))
+        f.write(whole[len(data):])
     return path
 
 def cast(path, study:Study, voter:str, name:str, criterion:str, method:str, seconds:float):
@@ -135,9 +146,9 @@ def read_votes(paths) -> list: # a file, a folder of files, or a list of these
     paths = [Path(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     found = {}
     for path in (f for p in paths for f in (sorted(p.glob('*.csv')) if p.is_dir() else [p])):
-        try: text = path.read_text(encoding='utf8')
+        try: text = _whole(path.read_bytes()).decode('utf8')
         except (OSError, UnicodeDecodeError) as e: raise UserError(f'{path} cannot be read as votes: {e}') from None
-        head, *rows = list(csv.reader(io.StringIO(text[:text.rfind('\n') + 1]))) or [[]]
+        head, *rows = list(csv.reader(io.StringIO(text))) or [[]]
         if head != COLUMNS: raise UserError(f'{path} is no file of votes: its first line must be {",".join(COLUMNS)}')
         for row in rows:
             if len(row) != len(COLUMNS): raise UserError(f'{path} holds a damaged line: {row}; mend or remove it')
@@ -187,14 +198,19 @@ class Booth:
         self.since = time.monotonic()
 
     def choose(self, i:int): # 0 is A
-        "Cast a vote, and go on if it was written."
+        "Cast a vote, and go on if it was written. If the file has changed meanwhile, show what is pending now instead."
         seconds = time.monotonic() - self.since
         if not self.waiting or seconds < self.pause: return
-        try: cast(self.file, self.study, self.voter, *self.waiting[0], self.order[i], seconds)
-        except OSError as e:
-            self.trouble.value = html.escape(f'This vote was not saved ({e.strerror}); please try again.'); return
-        self.trouble.value = ''
-        self.waiting.pop(0)
+        try:
+            votes_file(self.file.parent, self.voter)                                  # mends its end
+            waiting = pending(self.study, self.voter, read_votes(self.file))          # a second ballot may have gone on
+            moved = waiting != self.waiting
+            if not moved: cast(self.file, self.study, self.voter, *waiting[0], self.order[i], seconds)
+        except (OSError, UserError) as e:
+            why = getattr(e, 'strerror', None) or e
+            self.trouble.value = html.escape(f'This vote was not saved ({why}); please try again.'); return
+        self.trouble.value = 'Your votes have changed elsewhere, so this click was not counted; here is your next question.'*moved
+        self.waiting = waiting if moved else waiting[1:]
         self.show()
 
     def _ipython_display_(self):
@@ -253,6 +269,16 @@ def bootstrap(choices:np.ndarray,  # (voters, photos, k), a 1 for each choice; a
     ends = np.quantile(total/np.maximum(total.sum(1, keepdims=True), 1), [(1 - level)/2, (1 + level)/2], axis=0)
     return ends[0], ends[1]
 
+def voter_intervals(choices:np.ndarray,           # (voters, photos, k), at least 2 voters
+                    repeats:int=2000, seed=0) -> tuple: # share, low, high: (k) each, in [0,1]
+    """Each method's fraction and its 95 % interval over voters: `bootstrap`, but Wilson's for this number of *voters* where nobody
+    or everybody chose the method. `UserError` for a single voter."""
+    n = len(choices)
+    if n < 2: raise UserError(f'{n} voter has no spread; an interval needs at least 2 voters')
+    share, ends = shares(choices.sum(1)), bootstrap(choices, repeats=repeats, seed=seed)
+    low, high = np.where((share == 0) | (share == 1), wilson(share*n, n), ends).clip(0, 1)
+    return share, low, high
+
 # %% ../nbs/11b_study.ipynb #exp-table
 def tabulate(votes:list, criterion:str, methods:list) -> np.ndarray: # (voters, photos, k)
     "The votes of one question as an array; a 1 for each choice."
@@ -268,13 +294,9 @@ def tabulate(votes:list, criterion:str, methods:list) -> np.ndarray: # (voters, 
     return choices
 
 def table_2(votes:list, methods:list) -> list: # rows of texts, for `page.table_html`
-    "Fraction of each method for each question, and the interval of the bootstrap over voters."
-    rows = []
-    for c in CRITERIA:
-        choices = tabulate(votes, c, methods)
-        share, ends = shares(choices.sum(1)), bootstrap(choices)
-        rows.append([c, *(f'{s:.3f} [{lo:.2f}, {hi:.2f}]' for s, lo, hi in zip(share, *ends))])
-    return rows
+    "Fraction of each method for each question, with `voter_intervals`; `UserError` for fewer than 2 voters."
+    tables = {c: tabulate(votes, c, methods) for c in CRITERIA}
+    return [[c, *(f'{s:.3f} [{lo:.2f}, {hi:.2f}]' for s, lo, hi in zip(*voter_intervals(t)))] for c, t in tables.items()]
 
 # %% ../nbs/11b_study.ipynb #exp-paper
 PAPER_METHODS = ['CartoonGAN', 'AnimeGAN', 'White-box', 'CTSS', 'VToonify', 'Scenimefy']
@@ -292,12 +314,17 @@ def winner_p(choices:np.ndarray,  # (voters, photos, k)
     return (1 + (best >= counts.sum(0).max()).sum())/(1 + repeats)
 
 # %% ../nbs/11b_study.ipynb #eq-voters
-def voters_needed(p:float,         # fraction that the method really has
-                  k:int,           # methods
+def voters_needed(p:float,         # 0 … 1: fraction that the method really has
+                  k:int,           # methods, at least 2
                   photos:int=10, rho:float=.2,
                   level:float=.95, power:float=.8) -> int:
-    "Voters after which `p` differs from chance `1/k` with probability `power`; normal approximation."
-    if not 1/k != p: raise UserError(f'a method at chance level, 1/{k}, will never differ from it')
+    """Voters after which a two-sided z test with known `rho` tells one method, named beforehand, from chance `1/k` with
+    probability `power` (normal approximation); never fewer than `winner_p` needs to reach the level. `UserError` out of range."""
+    fine = dict(p=0 < p < 1, k=k >= 2, photos=photos >= 1, rho=0 <= rho <= 1, level=0 < level < 1, power=0 < power < 1)
+    if bad := [name for name, ok in fine.items() if not ok]:
+        raise UserError(f"{', '.join(bad)} out of range: p, level and power lie between 0 and 1, rho is 0 … 1, k at least 2, photos at least 1")
+    if p == 1/k: raise UserError(f'a method at chance level, 1/{k}, will never differ from it')
     z, chance = NormalDist().inv_cdf, 1/k
     root = z((1 + level)/2)*math.sqrt(chance*(1 - chance)) + z(power)*math.sqrt(p*(1 - p))
-    return math.ceil((root/(p - chance))**2/photos*(1 + (photos - 1)*rho))
+    fewest = math.floor(1 - math.log(1 - level)/math.log(k) + 1e-9) + 1           # k**(1 - fewest) < 1 - level
+    return max(fewest, math.ceil((root/(p - chance))**2/photos*(1 + (photos - 1)*rho)))

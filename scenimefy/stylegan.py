@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['PARTS', 'upfirdn2d', 'binomial', 'Blur', 'PixelNorm', 'scaled_lrelu', 'BiasLeakyReLU', 'EqualLinear', 'EqualConv2d',
            'ModulatedConv2d', 'Noise', 'StyledConv', 'ToRGB', 'resolutions', 'channel_plan', 'Generator', 'truncate',
-           'mix_styles', 'minibatch_deviation', 'Discriminator', 'softplus_critic', 'softplus_generator', 'r1_penalty',
-           'path_length', 'lazy_adam', 'PretrainSettings', 'TokenCritic', 'StyleganNetworks', 'draw_styles', 'gan_step',
-           'read_stylegan', 'save_stylegan', 'generator_sizes', 'discriminator_sizes', 'load_stylegan',
-           'load_discriminator', 'grow', 'PretrainRun', 'pretrain']
+           'mix_styles', 'minibatch_deviation', 'check_batch', 'Discriminator', 'softplus_critic', 'softplus_generator',
+           'r1_penalty', 'path_length', 'lazy_adam', 'PretrainSettings', 'TokenCritic', 'StyleganNetworks',
+           'draw_styles', 'gan_step', 'read_stylegan', 'save_stylegan', 'generator_sizes', 'discriminator_sizes',
+           'load_stylegan', 'load_discriminator', 'grow', 'PretrainRun', 'pretrain']
 
 # %% ../nbs/03_stylegan.ipynb #exp-imports
 import argparse, functools, math, re
@@ -153,6 +153,7 @@ def channel_plan(size:int, multiplier:int=2, channels:dict=None) -> dict: # {res
     plan = channels or {r: min(512, 16384*multiplier//r) for r in resolutions(max(size, 8))}
     missing = [r for r in resolutions(size) if r not in plan]
     if missing: raise SettingsError(f'channels = {plan} names no width for {missing}')
+    if min(plan.values()) < 1: raise SettingsError(f'channels = {plan} must be positive')
     return {r: plan[r] for r in resolutions(size)}
 
 # %% ../nbs/03_stylegan.ipynb #exp-generator
@@ -192,6 +193,8 @@ class Generator(nn.Module):
     def mapping(self, z:Tensor # (B,style_dim) standard normal
                ) -> Tensor:    # (B,style_dim), called w
         "From a latent code to a style."
+        if z.ndim != 2 or z.shape[1] != self.style_dim:
+            raise ValueError(f'z is {tuple(z.shape)} but must be (B,{self.style_dim})')
         return self.style(z)
 
     @torch.no_grad()
@@ -201,13 +204,16 @@ class Generator(nn.Module):
         return self.mapping(z).mean(0, keepdim=True)
 
     def synthesis(self, w_plus:Tensor,  # (B,n_latent,style_dim): a style for every layer
-                  noise:list=None       # (·,1,r,r) per layer; None: fresh
+                  noise:list=None       # (B,1,r,r) or (1,1,r,r) per layer; None: fresh
                  ) -> Tensor:           # (B,3,size,size), near [-1,1] but not clamped
         "Paint with the styles `w_plus`."
         if w_plus.ndim != 3 or w_plus.shape[1:] != (self.n_latent, self.style_dim):
             raise ValueError(f'w_plus is {tuple(w_plus.shape)} but must be (B,{self.n_latent},{self.style_dim}); '
                              'repeat a single style with `w[:, None].expand(-1, G.n_latent, -1)`')
-        noise = self.draw_noise(len(w_plus)) if noise is None else noise
+        noise, sides = self.draw_noise(len(w_plus)) if noise is None else noise, self.noise_sides()
+        if [tuple(m.shape[1:]) for m in noise] != [(1, r, r) for r in sides] or any(len(m) not in (1, len(w_plus)) for m in noise):
+            raise ValueError(f'noise is {[tuple(m.shape) for m in noise]} but must be {len(sides)} maps (B,1,r,r) with r = '
+                             f'{", ".join(map(str, sides))} and B = {len(w_plus)} or 1; `G.draw_noise(B)` gives them')
         w, n = w_plus.unbind(1), iter(noise)
         x = self.conv1(self.input.input.expand(len(w_plus), -1, -1, -1), w[0], next(n))
         image = self.to_rgb1(x, w[1])
@@ -220,7 +226,8 @@ class Generator(nn.Module):
     def forward(self, z:Tensor,               # (B,style_dim)
                 truncation:float=1.,          # psi: 1 leaves styles alone, 0 gives the mean style
                 mean_w:Tensor=None,           # (1,style_dim), needed if psi is not 1
-                noise:list=None) -> Tensor:
+                noise:list=None               # as in `synthesis`
+               ) -> Tensor:                   # (B,3,size,size), near [-1,1] but not clamped
         "Paint from latent codes."
         w = self.mapping(z)
         if truncation != 1:
@@ -229,9 +236,12 @@ class Generator(nn.Module):
         return self.synthesis(w[:, None].expand(-1, self.n_latent, -1), noise)
 
 # %% ../nbs/03_stylegan.ipynb #eq-truncation
-def truncate(w:Tensor, mean_w:Tensor, psi:float) -> Tensor:
+def truncate(w:Tensor,       # (B,style_dim), or any shape that `mean_w` broadcasts to
+             mean_w:Tensor,  # (1,style_dim)
+             psi:float       # 1 leaves styles alone, 0 gives the mean style
+            ) -> Tensor:     # the shape of `w`
     "Move styles towards their mean: less variety, fewer accidents."
-    return mean_w + psi*(w - mean_w)
+    return mean_w + psi*(w - mean_w)   # StyleGAN (Karras et al., 2019), appendix B
 
 # %% ../nbs/03_stylegan.ipynb #exp-mix
 def mix_styles(w1:Tensor, w2:Tensor,  # (B,style_dim)
@@ -258,12 +268,17 @@ class _Residual(nn.Module):
 # %% ../nbs/03_stylegan.ipynb #eq-deviation
 def minibatch_deviation(x:Tensor # (B,C,H,W)
                        ) -> Tensor: # (B,C+1,H,W)
-    "Append a channel that says how much the images of a group of (up to) four differ."
+    "Append a channel that says how much the images of a group of (up to) four differ."   # Karras et al., 2018, §3
     group = next(g for g in (4, 3, 2, 1) if len(x) % g == 0)
     groups = x.view(group, -1, *x.shape[1:])                            # image i belongs to group i mod (B/group)
     deviation = (groups.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))
     channel = deviation.repeat(group).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
     return torch.cat([x, channel], 1)
+
+def check_batch(batch:int): # images per step; 1 passes: a single picture has nothing to differ from
+    "Refuse a batch that no group divides, so that `minibatch_deviation` would always say 0.0001."
+    if batch > 1 and batch % 2 and batch % 3:
+        raise SettingsError(f'batch = {batch}: no group of 2 to 4 divides it; take {batch - 1} or {batch + 1}')
 
 # %% ../nbs/03_stylegan.ipynb #exp-discriminator
 class Discriminator(nn.Module):
@@ -283,13 +298,15 @@ class Discriminator(nn.Module):
         return self.final_linear(x.flatten(1))
 
 # %% ../nbs/03_stylegan.ipynb #eq-softplus
-def softplus_critic(real:Tensor, fake:Tensor) -> Tensor: # scores of any shape; ()
+def softplus_critic(real:Tensor, fake:Tensor # scores of any shape
+                   ) -> Tensor:              # ()
     "Logistic loss of the critic: real scores up, fake scores down."
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
+    return F.softplus(-real).mean() + F.softplus(fake).mean()   # Goodfellow et al., 2014, Eq. 1, with D = σ(score)
 
-def softplus_generator(fake:Tensor) -> Tensor:
+def softplus_generator(fake:Tensor # scores of any shape
+                      ) -> Tensor: # ()
     "The non-saturating loss of the generator: fake scores up."
-    return F.softplus(-fake).mean()
+    return F.softplus(-fake).mean()                             # the same paper, end of §3
 
 # %% ../nbs/03_stylegan.ipynb #eq-r1
 def r1_penalty(scores:Tensor,  # (B,1) of `images`
@@ -297,7 +314,7 @@ def r1_penalty(scores:Tensor,  # (B,1) of `images`
               ) -> Tensor:     # (), mean over the batch, without the factor gamma/2
     "Squared slope of the critic at real images: it may be right, but not steep."
     (slope,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
-    return slope.square().sum((1, 2, 3)).mean()
+    return slope.square().sum((1, 2, 3)).mean()   # Mescheder et al., 2018, §4.1
 
 # %% ../nbs/03_stylegan.ipynb #eq-path
 def path_length(image:Tensor,    # (B,3,H,W), made from `w_plus`
@@ -312,13 +329,15 @@ def path_length(image:Tensor,    # (B,3,H,W), made from `w_plus`
     (slope,) = torch.autograd.grad((image*noise).sum(), w_plus, create_graph=True)
     lengths = slope.square().sum(2).mean(1).sqrt()
     mean = mean + decay*(lengths.mean() - mean)
-    return (lengths - mean).square().mean(), mean.detach()
+    return (lengths - mean).square().mean(), mean.detach()   # StyleGAN2 (Karras et al., 2020), §3.2
 
 # %% ../nbs/03_stylegan.ipynb #exp-adam
-def lazy_adam(params, lr:float, every:int # a penalty joins each `every`-th step; 0: never
-             ):
+def lazy_adam(params,    # an iterable of parameters
+              lr:float,  # step size before the correction
+              every:int  # a penalty joins each `every`-th step; 0: never
+             ) -> torch.optim.Adam:
     "Adam with StyleGAN2's memory, corrected for the additional steps of a lazy penalty."
-    c = every/(every + 1) if every else 1.
+    c = every/(every + 1) if every else 1.                       # StyleGAN2, §3.1
     params = list(params)
     return torch.optim.Adam(params, lr=lr*c, betas=(0., .99**c), fused=params[0].device.type in ('cpu', 'cuda'))
 
@@ -342,7 +361,7 @@ class PretrainSettings(RunSettings):
     lam_token:  float = opt(0., 'weight of a second critic on given frozen features', 'ours: for small budgets', lo=0.)
     PRESETS = {'tiny': dict(size=64, style_dim=64, n_mlp=4, channels=(64, 64, 64, 32, 16), batch=8, steps=400, lr=.0025,
                             r1=1., path=0., ema=.99, workers=0, log_every=10, sample_every=400, save_every=400),
-               'colab': dict(steps=4000, path=0., sample_every=250, save_every=500),
+               'colab': dict(steps=4000, batch=8, path=0., sample_every=250, save_every=500),
                'paper': {}}
 
     def plan(self):
@@ -351,6 +370,7 @@ class PretrainSettings(RunSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        check_batch(self.batch)
         need = len(resolutions(self.size))
         if any(self.channels) and (len(self.channels) != need or not all(self.channels)):
             raise SettingsError(f'channels = {self.channels} must be {need} positive numbers, for 4 to {self.size} px, or 0')
@@ -389,8 +409,17 @@ def draw_styles(G:Generator, batch:int, mixing:float, generator) -> Tensor: # (B
     return mix_styles(w1, w2, at, G.n_latent)
 
 # %% ../nbs/03_stylegan.ipynb #exp-step
-def gan_step(nets, optims, real, cfg, step, rank=0, tokens=None, amp=None, average=lambda names: None, mean_path=None):
-    "One step of StyleGAN2: critic, lazy R1, generator, lazy path length. Returns ({term: loss}, running path length)."
+def gan_step(nets:StyleganNetworks, optims:dict,    # {'G': …, 'D': …}, and 'T' if there is a second critic
+             real:Tensor,                           # (B,3,size,size) in [-1,1]
+             cfg:PretrainSettings,
+             step:int,                              # counted from 0; with the seed and `rank` it decides all that is random
+             rank:int=0,                            # of this process
+             tokens=None,                           # images to features (B,N,dim), for the second critic
+             amp=None,                              # context of the forward passes; None: full precision
+             average=lambda names: None,            # averages the gradients of the named networks over all processes
+             mean_path:Tensor=None                  # () running mean of the path lengths, if `cfg.path`
+            ) -> tuple:                             # ({term: loss}, new running mean)
+    "One step of StyleGAN2: critic, lazy R1, generator, lazy path length."
     G, D, n, log = nets.G, nets.D, len(real), {}
     amp = amp or functools.partial(torch.autocast, real.device.type, enabled=False)
     def dice(what): return seeded(what, cfg.seed, step, rank)
@@ -486,7 +515,8 @@ def _load(weights, part, kind, sizes_of):
     def wrong(why): raise WeightsError(f'{weights}: {part} is no {kind.__name__} of ours: {why}') from None
     try: sizes = sizes_of(states[part])
     except (KeyError, IndexError) as e: wrong(f'{e} is missing or has another shape')
-    if sizes['size'] > 1024 or max(*sizes['channels'].values(), sizes.get('style_dim', 0), 32*sizes.get('n_mlp', 0)) > 2048:
+    widths = [*sizes['channels'].values(), sizes.get('style_dim', 1), 32*sizes.get('n_mlp', 1)]
+    if sizes['size'] > 1024 or min(widths) < 1 or max(widths) > 2048:
         wrong(f'its sizes make no sense: {sizes}')
     try:
         with torch.device('meta'): net = kind(**sizes)          # shapes without memory; the caller's seed stays
@@ -502,7 +532,9 @@ def load_stylegan(weights,            # as in `read_stylegan`
     "A fresh generator from a file or by name; its sizes are read off the shapes, every key is checked."
     return _load(weights, which, Generator, generator_sizes).to(pick_device(device))
 
-def load_discriminator(weights, device:str='cpu') -> Discriminator:
+def load_discriminator(weights,           # as in `read_stylegan`; the file must hold a `d`
+                       device:str='cpu'
+                      ) -> Discriminator: # float32, in eval mode
     "The critic that was trained with it."
     return _load(weights, 'd', Discriminator, discriminator_sizes).to(pick_device(device))
 

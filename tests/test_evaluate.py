@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from scenimefy.cli import app
-from scenimefy.core import UserError, to_image
-from scenimefy.evaluate import (Moments, compare_folders, confidence, factor, factor_distance, feature_distance,
-                                frechet_distance, kernel_distance, kid, load_features, moments, preflight, read_summary,
-                                summarize, survey, table_row, warning_for, warp, warping_error)
+from scenimefy.core import SettingsError, UserError, to_image
+from scenimefy.evaluate import (KEEP, Features, Moments, compare_folders, confidence, factor, factor_distance, feature_distance,
+                                frechet_distance, jackknife, kernel_distance, kid, load_features, moments, preflight, raft_flow,
+                                read_summary, summarize, survey, table_row, warning_for, warp, warping_error)
 from scenimefy.world import HELD_OUT, render
 
 
@@ -74,6 +74,37 @@ def test_frechet_limits(n, d):
     assert math.isclose(feature_distance(a @ turn, b @ turn), feature_distance(a, b), rel_tol=1e-6)
 
 
+@pytest.mark.parametrize('bad', [math.nan, math.inf])
+def test_a_broken_network_is_not_perfect(bad):
+    "max(0, nan) is 0 in Python: such a distance would be the best of all."
+    (m, c), (_, x) = moments(cloud(20, 3, 1)), factor(cloud(20, 3, 1))
+    worse = m.clone(); worse[1] = bad
+    for mean, cov in ((worse, c), (m, c*bad)):
+        for args in ((mean, cov, m, c), (m, c, mean, cov)):
+            with pytest.raises(ValueError, match='NaN'): frechet_distance(*args)
+            with pytest.raises(ValueError, match='NaN'): factor_distance(*args)
+
+
+@pytest.mark.parametrize('n,d', [(5, 9), (9, 9), (10, 9), (4000, 9), (2, 1)])
+def test_factor_gives_the_covariance(n, d):
+    x = cloud(n, d, 8)
+    mean, r = factor(x)
+    assert r.shape == (min(n, d), d)
+    torch.testing.assert_close(r.T @ r, moments(x)[1], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(mean, moments(x)[0])
+
+
+@pytest.mark.parametrize('groups', [2, 7, 84])
+def test_jackknife_is_exact_for_a_mean(groups):
+    x = cloud(84, 1, 3, shift=2.)
+    exact = x.view(-1, groups).mean(0).var().item()/groups
+    bias, variance = jackknife(lambda t: t.mean().item(), x, groups)
+    assert abs(bias) < 1e-12 and math.isclose(variance, exact, rel_tol=1e-9)
+    assert math.isclose(jackknife(lambda t: t.mean().item()**2, x, groups)[0], exact, rel_tol=1e-9)
+    for wrong in (1, 85):
+        with pytest.raises(ValueError, match='groups'): jackknife(len, x, wrong)
+
+
 def test_kid_is_unbiased():
     "Two samples of one cloud: the mean over many draws is 0, which a biased estimate never is."
     found = [kernel_distance(cloud(12, 3, s)/3, cloud(12, 3, 1000 + s)/3) for s in range(400)]
@@ -94,6 +125,16 @@ def test_interval_covers_the_truth():
     assert warning_for(30, 5000, 64) and warning_for(3000, 3000, 64) == ''
 
 
+def test_too_few_points_have_a_spread_and_no_interval():
+    few = confidence(cloud(39, 20, 1), cloud(50, 20, 2))
+    assert few['corrected'] is few['low'] is few['high'] is None and few['spread'] > 0
+    known = confidence(cloud(40, 20, 1), cloud(50, 20, 2))
+    assert math.isclose(known['high'] - known['low'], 2*known['spread'])
+    assert set(confidence(cloud(3, 20, 1), cloud(50, 20, 2)).values()) == {None}
+    assert 'only the spread' in warning_for(39, 50, 20) and 'only the spread' not in warning_for(40, 50, 20)
+    assert KEEP > 6605 and KEEP >= 2*2048          # the paper's sets can be corrected
+
+
 def test_warping():
     g = torch.Generator().manual_seed(7)
     wide = torch.rand(1, 3, 24, 40, generator=g)*2 - 1
@@ -105,6 +146,33 @@ def test_warping():
     assert .005 < warping_error(flicker, flow) <= .01 + 1e-6                 # .2 of 2 is .1; squared .01; less where clipped
     still, inside = warp(clip[:1], torch.zeros(1, 2, 24, 24))
     assert torch.allclose(still, clip[:1], atol=1e-5) and inside.all()
+
+
+def test_a_long_clip_is_judged_a_step_at_a_time():
+    clip, widest = torch.rand(6, 3, 16, 16)*2 - 1, []
+    def flow(a, b):
+        widest.append(len(a) + len(b))
+        return torch.zeros(len(a), 2, 16, 16)
+    assert warping_error(clip, flow) == pytest.approx(warping_error(clip, torch.zeros(5, 2, 16, 16)), rel=1e-6)
+    assert warping_error(clip, flow) == pytest.approx(((clip[1:] - clip[:-1])/2).square().mean().item(), rel=1e-5)
+    assert set(widest) == {2}
+    for bad, why in (((clip[:1], flow), 'at least 2'), ((clip*9, flow), r'\[-1,1\]'), ((clip, torch.zeros(4, 2, 16, 16)), 'needs'),
+                     ((clip, flow, clip[:3]), 'photos')):
+        with pytest.raises(ValueError, match=why): warping_error(*bad)
+
+
+def test_raft_is_wired_to_the_flow(tmp_path, monkeypatch):
+    "Random weights: the last and finest flow comes back, and it is the network's own."
+    import scenimefy.evaluate as e
+    from torchvision.models.optical_flow import raft_small
+    torch.manual_seed(0)
+    net = raft_small().eval()
+    torch.save(net.state_dict(), tmp_path/'raft.pth')
+    monkeypatch.setattr(e, 'from_web', lambda url, digest: tmp_path/'raft.pth' if digest in url else pytest.fail('the digest is not in the name'))
+    a, b = torch.rand(2, 1, 3, 128, 128, generator=torch.Generator().manual_seed(1))*2 - 1
+    with torch.no_grad(): expected = net(a, b)[-1]
+    torch.testing.assert_close(raft_flow()(a, b), expected)
+    assert expected.shape == (1, 2, 128, 128)
 
 
 # --- pytorch-fid -----------------------------------------------------------------------------------
@@ -171,6 +239,25 @@ def test_no_network_is_loaded_for_a_broken_folder(folders, spoiled, monkeypatch)
     (spoiled/'07.png').write_bytes(b'')
     with pytest.raises(UserError, match='07.png'): compare_folders({'CUT': spoiled}, folders/'reference', features='tiny')
     with pytest.raises(UserError, match='no such folder'): compare_folders({'CUT': folders/'none'}, folders/'reference', features='tiny')
+    good, file = {'CUT': folders/'anime'}, folders/'anime'/'00.png'
+    for out, why in ((file, 'a file'), (folders/'anime', 'folder of pictures'), (folders/'reference', 'folder of pictures')):
+        with pytest.raises(UserError, match=why): compare_folders(good, folders/'reference', features='tiny', out=out)
+    with pytest.raises(SettingsError, match='inputs'): compare_folders({'photos': folders/'anime'}, folders/'reference', features='tiny')
+    with pytest.raises(SettingsError, match='no folder'): compare_folders({}, folders/'reference', features='tiny')
+    monkeypatch.setattr(e, 'survey', lambda *a: pytest.fail('a folder was read'))
+    with pytest.raises(UserError, match='known: inception, tiny'): compare_folders(good, folders/'reference', features='tinny')
+    with pytest.raises(UserError, match='no such file'): compare_folders(good, folders/'none.safetensors', features='tiny')
+
+
+def test_features_that_are_not_finite_name_the_picture(folders):
+    broken = Features(lambda x: torch.stack([x.mean((1, 2, 3)), (x.mean((1, 2, 3)) - one).abs().log()], 1), 'odd', 2, '')
+    one = torch.tensor(0.)
+    files = survey('anime', folders/'anime')
+    summarize(broken, files)
+    from scenimefy.core import to_model
+    from scenimefy.data import read_image
+    one = to_model([read_image(folders/'anime'/'17.png')]).mean((1, 2, 3))      # the log of 0
+    with pytest.raises(UserError, match='17.png: its odd features'): summarize(broken, files)
 
 
 def test_report(folders, tmp_path):
@@ -182,19 +269,39 @@ def test_report(folders, tmp_path):
     kept = json.loads((tmp_path/'metrics.json').read_text())
     assert kept['methods']['ours']['distance'] == m['ours']['distance'] and len(kept['methods']['ours']['files']) == 30
     assert 'http' not in (tmp_path/'index.html').read_text().replace('http-equiv', '')
-    assert table_row('cartoon-gan') == 'CartoonGAN' and table_row('Scenimefy') == 'Ours'
+    assert table_row('cartoon-gan') == 'CartoonGAN' and table_row('Scenimefy') == 'Ours' and table_row('photos') == ''
+    assert kept['protocol']['formats'] == {k: {'png': 30} for k in ('photos', 'ours', 'identity', 'reference')}
+    assert kept['floor']['n'] == 15 and [n for n, _ in kept['methods']['ours']['by_size']] == [7, 15, 22, 30]
+    assert 'By size' in (tmp_path/'index.html').read_text() and 'reference, two halves' in (tmp_path/'index.html').read_text()
 
 
-def test_statistics_are_checked(folders, tmp_path):
+def test_jpeg_against_png_is_said(folders, tmp_path):
+    (tmp_path/'jpeg').mkdir()
+    for f in (folders/'anime').glob('*.png'): Image.open(f).save(tmp_path/'jpeg'/f'{f.stem}.JPEG', quality=75)
+    report = compare_folders({'ours': tmp_path/'jpeg'}, folders/'reference', features='tiny', out=tmp_path/'r')
+    assert 'jpg against png' in report['methods']['ours']['warning'] and 'jpg against png' in (tmp_path/'r'/'index.html').read_text()
+    again = compare_folders({'ours': tmp_path/'jpeg'}, tmp_path/'r'/'reference.safetensors', features='tiny')   # the file knows, too
+    assert 'jpg against png' in again['methods']['ours']['warning']
+
+
+def test_statistics_are_checked(folders, tmp_path, monkeypatch):
+    import scenimefy.evaluate as e
     compare_folders({'ours': folders/'anime'}, folders/'reference', features='tiny', out=tmp_path)
     good, tiny = tmp_path/'reference.safetensors', load_features('tiny')
     assert read_summary(good, tiny).n == 30
     with safe_open(good, 'pt') as f: tensors, about = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
     other = json.loads(about['about']) | dict(weights='0'*64)
     for name, t, meta in (('net', tensors, dict(about=json.dumps(other))), ('nan', tensors | dict(cov=tensors['cov']*math.nan), about),
+                          ('kept', tensors | dict(kept=tensors['kept']*math.nan), about),
+                          ('sizes', tensors, dict(about=json.dumps(json.loads(about['about']) | dict(sizes={'64 by 64': 30})))),
                           ('bare', tensors, None), ('part', {'mean': tensors['mean']}, about)):
         save_file(t, tmp_path/f'{name}.safetensors', meta)
         with pytest.raises(UserError, match=name): read_summary(tmp_path/f'{name}.safetensors', tiny)
+    with pytest.raises(UserError, match='weights 00000000'): compare_folders({'ours': folders/'anime'}, tmp_path/'net.safetensors', features='tiny')
+    small = tmp_path/'small'; small.mkdir()
+    for f in (folders/'anime').glob('*.png'): Image.open(f).resize((32, 32)).save(small/f.name)
+    monkeypatch.setattr(e, 'load_features', lambda *a: pytest.fail('a network was loaded'))
+    with pytest.raises(UserError, match='mixed sizes: 32×32 in ours .*64×64 in reference'): compare_folders({'ours': small}, good, features='tiny')
     (tmp_path/'torn.safetensors').write_bytes(good.read_bytes()[:200])
     with pytest.raises(UserError): read_summary(tmp_path/'torn.safetensors', tiny)
 
@@ -209,6 +316,8 @@ def test_commands(folders, tmp_path):
     assert done.exit_code == 0 and '48.922' in done.output and 'tiny Fréchet distance' in done.output
     again = run('evaluate', folders/'anime', tmp_path/'r'/'reference.safetensors', '--features', 'tiny')
     assert again.exit_code == 0 and again.output.splitlines()[1].split()[1] in done.output
+    both = run('evaluate', folders/'photos', folders/'reference', '--photos', folders/'photos', '--features', 'tiny')
+    assert both.exit_code == 0 and [l.split()[0] for l in both.output.splitlines()[1:3]] == ['photos', 'generated'] and '121.807' not in both.output.splitlines()[1]
 
 
 @pytest.mark.parametrize('args,status', [(('ours',), 2), (('=x',), 2), (('a=x', 'a=y'), 2), (('photos=x',), 2), (('a=/nowhere',), 1)], ids=str)

@@ -9,10 +9,11 @@ from PIL import Image
 
 from scenimefy.core import SettingsError, seeded
 from scenimefy.finetune import (TABLE_3, FinetuneRun, FinetuneSettings, Priors, critic_for, cut, draw_corners, finetune,
-                                finetune_step, load_priors, scene_terms, shared_styles, target_of, trainable_names)
-from scenimefy.losses import patch_nce
+                                finetune_step, load_priors, scene_terms, shared_styles, source_of, target_of, trainable_names)
+from scenimefy.losses import patch_nce, r1_penalty, softplus_critic, softplus_generator
 from scenimefy.runs import CheckpointError, Stopped, checkpoints, read_history
 from scenimefy.stylegan import Discriminator, Generator, load_stylegan, read_stylegan, save_stylegan
+from scenimefy.weights import WeightsError
 
 PLAN = {4: 8, 8: 8, 16: 4}
 TOY = FinetuneSettings.preset('tiny').but(steps=4, batch=4, blocks=1, crops=3, crop=8, r1_every=2, log_every=1, save_every=2,
@@ -129,6 +130,40 @@ def test_the_pair_shares_styles_and_noise(files, tmp_path):
     assert sorted(judged) == [4, 4, 12, 12]
 
 
+class Tape:
+    "Moves nothing, keeps the gradients of each step."
+    def __init__(self, name, net, log): self.name, self.net, self.log = name, net, log
+    def zero_grad(self): self.net.zero_grad()
+    def step(self): self.log.append((self.name, {k: p.grad.clone() for k, p in self.net.named_parameters() if p.grad is not None}))
+
+
+def slopes(loss, net):
+    named = {k: p for k, p in net.named_parameters() if p.requires_grad}
+    found = zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True))
+    return {k: g for k, g in found if g is not None}
+
+
+def test_order_and_factors(files, tmp_path):
+    "Critic, R1 every second step, target; the gradients of each, with its factor and its weights."
+    cfg = TOY.but(r1=10., lam_clip=.7, lam_perc=3., lam_patch=.2)
+    r = new_run(files, tmp_path, cfg)
+    G, D, real = r.nets.G, r.nets.D, next(iter(r.feed()))[0]
+    with torch.no_grad(): G.to_rgbs[-1].bias.add_(.1)                     # a copy of the source would have no scene terms
+    for step, want in ((0, 'DDG'), (1, 'DG'), (2, 'DDG')):
+        log = []
+        finetune_step(r.nets, {n: Tape(n, r.nets[n], log) for n in 'GD'}, real, r.source, JUDGES, cfg, step)
+        assert ''.join(n for n, _ in log) == want
+        if step: continue
+        d = seeded('finetune', cfg.seed, step, 0)
+        w_plus, noise = shared_styles(r.source, len(real), cfg.mixing, d)
+        corners = draw_corners(16, cfg.crop, cfg.crops, d)
+        photo, anime, x = r.source.synthesis(w_plus, noise), G.synthesis(w_plus, noise), real.clone().requires_grad_()
+        t = scene_terms(photo, anime, JUDGES, cfg, corners)
+        losses = [(softplus_critic(D(real), D(anime.detach())), D), (10/2*2*r1_penalty(D(x), x), D),
+                  (softplus_generator(D(anime)) + .7*t['clip'] + 3*t['perc'] + .2*t['patch'], G)]
+        for (_, got), (loss, net) in zip(log, losses, strict=True): torch.testing.assert_close(got, slopes(loss, net))
+
+
 def test_gradients_stay_in_the_target():
     source, corners = toy_generator().requires_grad_(False), [(0, 0), (3, 8), (8, 2)]
     G = target_of(source, 1)
@@ -228,16 +263,43 @@ def test_resume_to_the_last_bit(files, tmp_path):
 def test_another_source_is_refused(files, tmp_path):
     args = dict(anime=files/'anime', device='cpu', priors=JUDGES)
     finetune(TOY.but(steps=2), files/'source.safetensors', run=tmp_path/'run', **args)
-    save_stylegan(tmp_path/'other.safetensors', dict(g_ema=toy_generator(5).state_dict()))
-    for path in checkpoints(tmp_path/'run')[1:]: path.unlink()
+    assert source_of(tmp_path/'run')['source'] == str((files/'source.safetensors').resolve()) and source_of(tmp_path) == {}
+    torch.manual_seed(0)
+    large = Generator(32, 8, 2, channels={**PLAN, 32: 4})
+    for name, G in (('other', toy_generator(5)), ('large', large)):
+        save_stylegan(tmp_path/f'{name}.safetensors', dict(g_ema=G.state_dict()))
+        with pytest.raises(CheckpointError, match=rf'another source: .*source.safetensors \(16 px.*{name}.safetensors \({G.size} px'):
+            finetune(TOY.but(steps=2), tmp_path/f'{name}.safetensors', run=tmp_path/'run', resume=True, **args)
+    (tmp_path/'same.safetensors').write_bytes((files/'source.safetensors').read_bytes())     # the place does not matter
+    finetune(TOY.but(steps=2), tmp_path/'same.safetensors', run=tmp_path/'run', resume=True, **args)
+    (tmp_path/'run'/'source.json').unlink()                               # without the note, the frozen weights tell
     with pytest.raises(CheckpointError, match='another source'):
         finetune(TOY.but(steps=2), tmp_path/'other.safetensors', run=tmp_path/'run', resume=True, **args)
+
+
+def test_a_name_stays_a_name(files, tmp_path, monkeypatch):
+    "Even where a folder or a file is called so, and wherever the package lies."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'tiny').write_text('not this one')
+    finetune(TOY.but(steps=1), 'tiny', files/'anime', tmp_path/'run', device='cpu', priors=JUDGES)
+    assert source_of('run')['source'] == 'tiny'
+
+
+def test_resumed_command_remembers_its_source(files, tmp_path, capsys):
+    from scenimefy.cli import finetune_command
+    finetune(TOY.but(steps=1), files/'source.safetensors', files/'anime', tmp_path, device='cpu', priors=JUDGES)
+    finetune_command(files/'anime', tmp_path, resume=True, device='cpu')
+    assert f"--source {(files/'source.safetensors').resolve()} " in capsys.readouterr().out
 
 
 def test_refusals(files, tmp_path):
     with pytest.raises(SettingsError, match='crop = 32 px, but the source paints 16'): new_run(files, tmp_path, TOY.but(crop=32))
     with pytest.raises(SettingsError, match='has 2 blocks'): new_run(files, tmp_path, TOY.but(blocks=5))
     with pytest.raises(SettingsError): TOY.but(negatives='both')
+    with pytest.raises(SettingsError, match='batch = 5: .* take 4 or 6'): TOY.but(batch=5)
+    large = Discriminator(32, channels={**PLAN, 32: 4})
+    save_stylegan(tmp_path/'odd.safetensors', dict(g_ema=toy_generator().state_dict(), d=large.state_dict()))
+    with pytest.raises(WeightsError, match='paints 16 px, but its critic looks at 32 px'): new_run(tmp_path, tmp_path/'r', source='odd')
 
 
 def test_presets():

@@ -1,4 +1,5 @@
 "The three judges and their teachers: one contract for tiny and real ones, damaged files, ranges, repeatability."
+import copy
 import functools
 import json
 import warnings
@@ -12,7 +13,7 @@ from torch import nn
 
 from scenimefy import priors as P
 from scenimefy import teachers as T
-from scenimefy.core import UserError, to_array
+from scenimefy.core import SettingsError, UserError, to_array
 from scenimefy.weights import WeightsError, sha256_of
 from scenimefy.world import CLASSES, HELD_OUT, captions, render
 
@@ -170,7 +171,31 @@ def test_vgg_sees_zero_to_one_and_nothing_else():
 
 def test_lpips_is_the_package():
     d, x, y = real_lpips(), world(), world(style='anime')
-    torch.testing.assert_close(d(x, y), d.net(x, y)[:, 0, 0, 0])
+    net, want = d.net, 0.
+    shift, scale = (torch.tensor(v).view(3, 1, 1) for v in ([-.030, -.088, -.188], [.458, .448, .450]))   # of the published code
+    with torch.no_grad():
+        for fx, fy, lin in zip(net.net((x - shift)/scale), net.net((y - shift)/scale), net.lins):
+            unit = [f/(f.square().sum(1, keepdim=True).sqrt() + 1e-10) for f in (fx, fy)]
+            weight = lin.model[-1].weight.flatten()                                # one per channel, from human judgments
+            assert (weight >= 0).all()
+            want = want + torch.einsum('bchw,c->b', (unit[0] - unit[1]).square(), weight)/fx[0, 0].numel()
+    torch.testing.assert_close(d(x, y), want)
+
+
+@pytest.mark.parametrize('make, factor', [(real_vgg, 16.), (real_lpips, 1.)], ids=['vgg19', 'lpips'])
+def test_features_four_times_as_strong(make, factor):
+    "The squared difference grows with the strength of the features; LPIPS looks at their directions alone."
+    judge, x, y = make(), world(), world(style='anime')
+    was = judge(x, y)
+    loud = copy.deepcopy(judge)
+    if factor == 16: loud.net.append(Times4())
+    else: loud.net.net = Times4(loud.net.net)
+    torch.testing.assert_close(loud(x, y), factor*was, rtol=1e-4, atol=1e-9)
+
+
+class Times4(nn.Module):
+    def __init__(self, net=None): super().__init__(); self.net = net
+    def forward(self, x): return 4*x if self.net is None else [4*f for f in self.net(x)]
 
 
 # ---- words ----
@@ -296,7 +321,7 @@ def test_openai_archive(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         torch.jit.script(root).save(str(tmp_path/'tiny.pt'))
-        back = P.from_torchscript(P.tiny_clip_net(), tmp_path/'tiny.pt')
+        back = P._from_torchscript(P.tiny_clip_net(), tmp_path/'tiny.pt')
     for p, q in zip(net.parameters(), back.parameters()): assert torch.equal(p.half().float(), q)
 
 
@@ -311,6 +336,45 @@ def test_vgg_file(tmp_path, monkeypatch):
     assert torch.equal(P.vgg19().net[0].weight, tensors['features.0.weight'])
     torch.save({k: v for k, v in tensors.items() if k != 'features.2.bias'}, path)
     with pytest.raises(WeightsError, match='features.2.bias is missing'): P.vgg19()
+
+
+@pytest.fixture
+def ade(tmp_path, monkeypatch):
+    "A Mask2Former of ADE20K's 150 classes, small, in the layout of the Hub, in place of the real one."
+    from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+    config = Mask2FormerConfig(**{**P.tiny_segmenter_net().config.to_dict(), 'label2id': None,
+                                  'id2label': {k: {2: 'sky'}.get(k, f'class {k}') for k in range(150)}})
+    P.fresh(lambda: Mask2FormerForUniversalSegmentation(config)).save_pretrained(tmp_path/'ade')
+    monkeypatch.setattr(P, 'ADE20K', str(tmp_path/'ade'))
+    return tmp_path/'ade'/'model.safetensors'
+
+
+def test_mask2former_takes_a_file_that_fits_exactly(ade):
+    segmenter = P.load_segmenter('mask2former')
+    assert len(segmenter.classes) == 150 and segmenter.classes[2] == 'sky' and segmenter(world(1))[0].shape == (1, 10, 151)
+    good = load_file(ade)
+    key = next(k for k in good if k.endswith('class_predictor.weight'))
+    for bad, text in (({k: v for k, v in good.items() if k != key}, f'{key} is missing'), ({**good, 'one.more': torch.zeros(1)}, 'one.more is unexpected'),
+                      ({**good, key: torch.zeros(3, 5)}, 'mismatched')):
+        save_file(bad, ade, metadata={'format': 'pt'})
+        with pytest.raises(WeightsError, match=text): P.load_segmenter('mask2former')
+
+
+# ---- check_judge ----
+
+def test_check_judge(ade, monkeypatch, capsys):
+    P.check_judge('tiny')
+    out = capsys.readouterr().out
+    assert out.count('\n') == out.count('tiny: ') == 6 and 'number 0 is sky' in out
+    with pytest.raises(UserError, match='known: tiny, vit-b-32, vgg19, lpips, mask2former'): P.check_judge('vgg')
+    monkeypatch.setattr(P, 'load_perceptual', lambda name, device: real_vgg())
+    P.check_judge('vgg19')                                                         # holds for any weights: the file's digest does the rest
+    class Asleep:                                                                  # the same answer to everything
+        def __call__(self, images): return torch.full((len(images), 512), 512**-.5)
+        text = __call__
+    monkeypatch.setattr(P, 'load_clip', lambda name, device: Asleep())
+    with pytest.raises(WeightsError, match='vit-b-32 was loaded, but this does not hold: a drawn photo'): P.check_judge('vit-b-32')
+    P.check_judge('mask2former')
 
 
 # ---- teachers ----
@@ -335,6 +399,43 @@ def test_training_is_a_function_of_its_seed(train, cfg, tmp_path):
     assert json.loads(about['scores']) == scores['a'] == scores['b']
     assert type(cfg).from_json(about['settings']) == cfg
     FILES[train.__name__.split('_')[1]](str(tmp_path/'a.safetensors'))             # loads
+
+
+@pytest.mark.parametrize('train, cfg', [(T.train_clip, CLIP), (T.train_segmenter, SEG)], ids=['clip', 'segmenter'])
+def test_killed_training_goes_on(train, cfg, tmp_path, monkeypatch):
+    "Four steps are two, a kill in the third, and two more; the caller's random numbers stay."
+    monkeypatch.setattr(T, 'KEEP_EVERY', 2)
+    four, keep, second = cfg.but(steps=4), tmp_path/'state.safetensors', []
+    train(tmp_path/'whole.safetensors', four)
+    def killed(log):
+        if log['step'] == 3: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): train(tmp_path/'cut.safetensors', four, killed, keep=keep)
+    assert keep.exists() and not (tmp_path/'cut.safetensors').exists()
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    train(tmp_path/'cut.safetensors', four, second.append, keep=keep)
+    assert torch.equal(before, torch.get_rng_state()) and not keep.exists() and [log['step'] for log in second] == [3, 4]
+    whole, cut = (load_file(tmp_path/f'{n}.safetensors') for n in ('whole', 'cut'))
+    assert all(torch.equal(whole[k], cut[k]) for k in whole)
+
+
+def test_state_of_another_training_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(T, 'KEEP_EVERY', 1)
+    keep, steps = tmp_path/'state.safetensors', []
+    def killed(log): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): T.train_segmenter(tmp_path/'s.safetensors', SEG, killed, keep=keep)
+    with pytest.warns(UserWarning, match='other settings'):
+        with pytest.raises(KeyboardInterrupt): T.train_segmenter(tmp_path/'s.safetensors', SEG.but(seed=4), killed, keep=keep)
+    keep.write_bytes(keep.read_bytes()[:999])
+    with pytest.warns(UserWarning, match='begins again'):
+        T.train_segmenter(tmp_path/'s.safetensors', SEG, lambda log: steps.append(log['step']), keep=keep)
+    assert steps == [1, 2] and not keep.exists()
+
+
+def test_too_few_scenes_for_one_step():
+    for cls, values in ((T.ClipSettings, dict(scenes=32)), (T.ClipSettings, dict(scenes=55)), (T.SegmenterSettings, dict(scenes=32, batch=33))):
+        with pytest.raises(SettingsError, match='scenes = .* too few'): cls(**values)
+    assert T.ClipSettings(scenes=56).batch == 48
 
 
 def test_training_scenes_are_not_held_out():

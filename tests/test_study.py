@@ -13,7 +13,7 @@ import scenimefy.study as S
 from scenimefy.core import UserError, seeded
 from scenimefy.data import ImageError
 from scenimefy.study import (COLUMNS, CRITERIA, PAPER_METHODS, PAPER_TABLE_2, Booth, arrangement, bootstrap, cast, open_study, pending,
-                             questions, read_votes, shares, simulate, table_2, tabulate, voters_needed, votes_file, wilson, winner_p)
+                             questions, read_votes, shares, simulate, table_2, tabulate, voter_intervals, voters_needed, votes_file, wilson, winner_p)
 
 
 def picture(key, size=(24, 16)):
@@ -71,6 +71,9 @@ def test_any_kind_of_image_in_memory():
     t = torch.from_numpy(np.array(im)).permute(2, 0, 1)/127.5 - 1
     s = open_study([im, np.array(im), t], {'a': [im]*3, 'b': [t]*3})
     assert len({p.tobytes() for p in s.photos + s.pictures['a'] + s.pictures['b']}) == 1
+    clear = Image.new('RGBA', (24, 16), (0, 0, 0, 0))                             # nothing to see: paper white, not black
+    s = open_study([clear, np.array(clear)], {'a': [im, im], 'b': [im, im]})
+    assert {p.getpixel((3, 3)) for p in s.photos} == {(255, 255, 255)} and clear.mode == 'RGBA'
 
 
 def test_id_changes_with_every_part(study):
@@ -104,11 +107,22 @@ def test_a_crash_at_any_byte_loses_at_most_the_vote_being_written(tmp_path, stud
     whole = path.read_bytes()
     for cut in range(lengths[0], len(whole) + 1):
         path.write_bytes(whole[:cut])
-        kept = sum(n <= cut for n in lengths[1:])
+        kept = sum(n - 1 <= cut for n in lengths[1:])       # a line that lacks only its end is whole
         assert len(read_votes(path)) == kept
         votes_file(tmp_path, 'ada')
         assert path.read_bytes() == whole[:lengths[kept]]
         assert pending(study, 'ada', read_votes(path)) == questions(study, 'ada')[kept:]
+
+
+def test_a_last_line_without_its_end_is_continued_on_a_new_line(tmp_path, study):
+    path = votes_file(tmp_path, 'ada')
+    (n0, c0), (n1, c1) = questions(study, 'ada')[:2]
+    cast(path, study, 'ada', n0, c0, 'u', 1.)
+    path.write_bytes(path.read_bytes()[:-1])
+    cast(votes_file(tmp_path, 'ada'), study, 'ada', n1, c1, 'v', 1.)
+    assert [v['method'] for v in read_votes(path)] == ['u', 'v']
+    path.write_bytes(path.read_bytes()[:-1] + b'\n' + 'aü,b'.encode()[:2])       # cut inside a letter
+    assert len(read_votes(path)) == 2 and votes_file(tmp_path, 'ada').read_bytes().endswith(b'Z\n')
 
 
 def test_odd_names_survive_the_file(tmp_path):
@@ -222,6 +236,28 @@ def test_booth_goes_on_and_does_not_mix_studies(tmp_path, study):
     assert len(Booth(study, 'mia', tmp_path).waiting) == 12
 
 
+def test_two_open_ballots_of_one_voter_write_no_question_twice(tmp_path, study):
+    one, two = (Booth(study, 'eve', tmp_path, pause=0) for _ in range(2))
+    clicks = 0
+    while one.waiting or two.waiting:
+        for booth, i in ((one, 0), (two, 1), (two, 2)): booth.choose(i)
+        clicks += 1
+        assert clicks < 20
+    votes = read_votes(tmp_path)
+    assert len(votes) == 12 == len({(v['photo'], v['criterion']) for v in votes})
+    assert all(arrangement(study, 'eve', v['photo'])[int(v['place']) - 1] == v['method'] for v in votes)
+
+
+def test_a_late_click_shows_the_current_state(tmp_path, study):
+    one, two = (Booth(study, 'eve', tmp_path, pause=0) for _ in range(2))
+    one.choose(0); one.choose(0)
+    two.choose(1)
+    assert len(read_votes(tmp_path)) == 2 and two.waiting == one.waiting and 'not counted' in two.trouble.value and two.bar.value == 2
+    (tmp_path/'eve.csv').unlink()                                                # the folder was emptied under the ballot
+    two.choose(1)
+    assert len(two.waiting) == 12 and two.bar.value == 0
+
+
 # ---- statistics
 
 def test_wilson_against_scipy():
@@ -240,6 +276,19 @@ def test_bootstrap_matches_its_theory():
         half = 1.96*per_voter.std(ddof=1)/math.sqrt(400)
         assert abs((high - low)[0]/2 - half) < .12*half and low[0] < per_voter.mean() < high[0]
     assert (bootstrap(c)[0] == bootstrap(c)[0]).all()
+
+
+def test_an_interval_is_never_a_point(study):
+    c = np.zeros((12, 4, 3), int)
+    c[:, :, 0] = 1
+    share, low, high = voter_intervals(c)
+    assert share.tolist() == [1, 0, 0] and np.allclose(low, [wilson(12, 12)[0], 0, 0]) and np.allclose(high, [1, *[wilson(0, 12)[1]]*2])
+    c[:3, :, :2] = [0, 1]
+    assert np.allclose(voter_intervals(c)[1:], [np.r_[bootstrap(c)[0][:2], 0], np.r_[bootstrap(c)[1][:2], wilson(0, 12)[1]]])
+    with pytest.raises(UserError, match='at least 2 voters'): voter_intervals(c[:1])
+    one = [dict(study=study.id, voter='a', photo='000', criterion=k, method='u') for k in CRITERIA]
+    with pytest.raises(UserError, match='at least 2 voters'): table_2(one, study.methods)
+    assert table_2(one + [dict(v, voter='b') for v in one], study.methods)[0][:2] == ['style', f'1.000 [{wilson(2, 2)[0]:.2f}, 1.00]']
 
 
 def test_photos_from_the_hat():
@@ -281,6 +330,19 @@ def test_voters_needed_grows_as_it_should():
     assert voters_needed(.25, 6) > voters_needed(.3, 6) > voters_needed(.5, 6)
     assert voters_needed(.3, 6, rho=0.) < voters_needed(.3, 6, rho=.2) < voters_needed(.3, 6, rho=1.)
     assert voters_needed(.3, 6, power=.9) > voters_needed(.3, 6) and voters_needed(.1, 6) > 0
+
+
+@pytest.mark.parametrize('k', [2, 3, 6, 20])
+def test_voters_needed_is_enough_for_an_announcement(k):
+    v = voters_needed(.99, k, 10, 0.)
+    unanimous = lambda n: winner_p(np.eye(k, dtype=int)[:1].repeat(n, 0)[:, None], 20000)
+    assert unanimous(v) < .05 and k**(2. - v) >= .05 - 1e-9                       # and one voter fewer is not
+
+
+@pytest.mark.parametrize('bad', [dict(p=0.), dict(p=1.), dict(p=1.2), dict(p=math.nan), dict(p=-.1), dict(k=1), dict(k=0), dict(photos=0),
+                                 dict(rho=1.1), dict(rho=math.nan), dict(level=1.), dict(power=0.)], ids=str)
+def test_voters_needed_refuses(bad):
+    with pytest.raises(UserError, match=f'{next(iter(bad))} out of range'): voters_needed(**dict(dict(p=.3, k=6), **bad))
 
 
 def test_paper_table_is_three_hundred_votes_each():

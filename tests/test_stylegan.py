@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from scenimefy import stylegan as S
 from scenimefy.core import SettingsError, UserError, seeded
 from scenimefy.runs import Stopped, checkpoints, read_history
-from scenimefy.stylegan import (Blur, Discriminator, Generator, ModulatedConv2d, PretrainSettings, draw_styles, grow, lazy_adam,
+from scenimefy.stylegan import (Blur, Discriminator, Generator, ModulatedConv2d, PretrainSettings, check_batch, draw_styles, grow, lazy_adam,
                                 load_discriminator, load_stylegan, minibatch_deviation, mix_styles, path_length, pretrain,
                                 r1_penalty, read_stylegan, save_stylegan, softplus_critic, softplus_generator, upfirdn2d)
 from scenimefy.weights import BUNDLED, WeightsError
@@ -160,6 +160,9 @@ def test_files_that_do_not_fit(tmp_path, states):
     refused('no sense', g_ema={**g, **{f'to_rgbs.{j}.bias': torch.zeros(3) for j in range(9)},
                                **{f'convs.{2*j}.conv.weight': torch.zeros(1, 4, 4, 3, 3) for j in range(9)}})
     refused('g_ema', g=g); refused('g_ema', g_ema=[1, 2]); refused('g_ema', g_ema=g, d={'a': 3})
+    refused('no sense', g_ema={**g, 'input.input': torch.zeros(1, 0, 4, 4)})
+    refused('no sense', g_ema={**g, 'style.1.weight': torch.zeros(8, 0)})
+    refused('no sense', load_discriminator, g_ema=g, d={**states['d'], 'convs.0.0.weight': torch.zeros(0, 3, 1, 1)})
     refused('no d', load_discriminator, g_ema=g)
     refused('missing', load_discriminator, g_ema=g, d=g)
     refused('missing', g_ema=states['d'])
@@ -235,10 +238,17 @@ def test_sizes():
     for wrong in (torch.zeros(2, 8), torch.zeros(2, 7, 8), torch.zeros(2, 8, 9)):
         with pytest.raises(ValueError, match='w_plus'): G.synthesis(wrong)
     with pytest.raises(ValueError, match='mean_latent'): G(torch.randn(1, 8), .5)
+    for wrong in (torch.zeros(8), torch.zeros(2, 7), torch.zeros(2, 1, 8)):
+        with pytest.raises(ValueError, match=r'z is .* must be \(B,8\)'): G(wrong)
+    with pytest.raises(SettingsError, match='positive'): Generator(16, channels={**PLAN, 8: 0})
     a, b = (G.draw_noise(2, seeded('n')) for _ in range(2))
     assert all(torch.equal(s, t) for s, t in zip(a, b)) and [t.shape[2] for t in a] == G.noise_sides()
     assert torch.equal(G.mean_latent(64, seeded('m')), G.mean_latent(64, seeded('m'))) and G.mean_latent(64).shape == (1, 8)
     w, noise = torch.randn(2, 8, 8), G.draw_noise(2)
+    one = G.draw_noise(1)
+    assert torch.equal(G.synthesis(w, one), G.synthesis(w, [t.expand(2, -1, -1, -1) for t in one]))
+    for wrong in (noise[:-1], [*noise, noise[-1]], noise[::-1], [], G.draw_noise(3), [t.expand(-1, 2, -1, -1) for t in noise]):
+        with pytest.raises(ValueError, match='must be 7 maps'): G.synthesis(w, wrong)
     torch.testing.assert_close(G.synthesis(w, noise)[1:], G.synthesis(w[1:], [n[1:] for n in noise]), atol=1e-5, rtol=0)
 
 
@@ -254,6 +264,20 @@ def test_mixing():
 
 
 # ---- objective
+
+def test_minibatch_deviation():
+    x = torch.arange(12.).view(12, 1, 1, 1)*torch.ones(1, 2, 3, 3)
+    said = {n: minibatch_deviation(x[:n])[:, 2, 0, 0] for n in (1, 2, 3, 4, 5, 6, 7, 8, 9)}
+    for n in (1, 5, 7): torch.testing.assert_close(said[n], torch.full((n,), 1e-4))   # no group: blind
+    spread = lambda *v: float(np.std(v))
+    for n, want in ((2, spread(0, 1)), (3, spread(0, 1, 2)), (4, spread(0, 1, 2, 3)), (6, spread(0, 2, 4)), (8, spread(0, 2, 4, 6)),
+                    (9, spread(0, 3, 6))):
+        torch.testing.assert_close(said[n], torch.full((n,), want))
+    for n in (5, 7, 11, 25):
+        with pytest.raises(SettingsError, match=f'batch = {n}: .* take {n - 1} or {n + 1}'): PretrainSettings().but(batch=n)
+        for near in (n - 1, n + 1): check_batch(near)
+    assert PretrainSettings().but(batch=1).batch == 1
+
 
 def test_losses_by_hand():
     t = torch.tensor
@@ -315,6 +339,42 @@ def photos(tmp_path_factory):
 
 CFG = PretrainSettings.preset('tiny').but(size=16, style_dim=8, n_mlp=2, channels=(12, 12, 8), batch=4, steps=6, path=2., r1_every=3,
                                           path_every=2, log_every=1, sample_every=6, save_every=2, ema=.9)
+
+
+class Tape:
+    "Moves nothing, keeps the gradients of each step."
+    def __init__(self, name, net, log): self.name, self.net, self.log = name, net, log
+    def zero_grad(self): self.net.zero_grad()
+    def step(self): self.log.append((self.name, {k: p.grad.clone() for k, p in self.net.named_parameters() if p.grad is not None}))
+
+
+def slopes(loss, net):
+    named = dict(net.named_parameters())
+    found = zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True))
+    return {k: g for k, g in found if g is not None}
+
+
+def test_order_and_lazy_factors():
+    "Critic, R1 every third step, generator, path length every second; the gradients of each, with its factor."
+    cfg = CFG.but(r1=10.)
+    nets, real = S.StyleganNetworks(cfg), torch.rand(4, 3, 16, 16, generator=seeded('real'))*2 - 1
+    for step, want in ((0, 'DDGG'), (1, 'DG'), (2, 'DGG'), (3, 'DDG'), (6, 'DDGG')):
+        log, zero = [], torch.tensor(0.)
+        S.gan_step(nets, {n: Tape(n, getattr(nets, n), log) for n in 'GD'}, real, cfg, step, mean_path=zero)
+        assert ''.join(n for n, _ in log) == want
+        if step: continue
+        def paint(what, n):
+            d = seeded(what, cfg.seed, step, 0)
+            w = draw_styles(nets.G, n, cfg.mixing, d)
+            return w, nets.G.synthesis(w, nets.G.draw_noise(n, d)), d
+        x, fakes = real.clone().requires_grad_(), {what: paint(what, 4)[1] for what in ('critic', 'generator')}
+        w, image, d = paint('path', 2)
+        penalty, _ = path_length(image, w, zero, torch.randn(image.shape, generator=d))
+        losses = [(softplus_critic(nets.D(real), nets.D(fakes['critic'].detach())), nets.D),
+                  (10/2*3*r1_penalty(nets.D(x), x), nets.D),
+                  (softplus_generator(nets.D(fakes['generator'])), nets.G), (2*2*penalty, nets.G)]
+        for (_, got), (loss, net) in zip(log, losses, strict=True):
+            torch.testing.assert_close(got, slopes(loss, net))
 
 
 def same(a, b):
