@@ -6,7 +6,7 @@ export:        ## notebooks → scenimefy/*.py
 	nbdev_export
 
 run:           ## execute notebooks in place, with outputs:  make run NB=nbs/06_losses.ipynb
-	for nb in $(NB); do jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 $$nb || exit 1; done
+	python tests/run_notebooks.py $(NB)
 	nbdev_clean
 
 test:          ## every notebook in a fresh kernel, then pytest

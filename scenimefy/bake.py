@@ -167,13 +167,15 @@ def turn_hue(x:torch.Tensor, # (3,H,W) in [-1,1]
     turn = torch.linalg.inv(YIQ) @ torch.tensor([[1., 0, 0], [0, c, -s], [0, s, c]]) @ YIQ
     return torch.einsum('ij,jhw->ihw', turn, x).clamp(-1, 1)
 
-def vary(sources, targets, rough:str):
+def vary(sources, targets, rough:str,
+         hue:float=0.  # largest angle, radians; half of the pictures are turned
+        ):
     "Write varied copies of matching folders: one hue per picture, roughened in the folder called `rough`."
     files = [find_images(source) for source in sources]
     for i, names in enumerate(zip(*files, strict=True)):
         if len({Path(name).name for name in names}) > 1: raise UserError(f'{names[0]} and {names[1]} have different names; partners share one')
         g = seeded('vary', targets[0].name, i)
-        angle = (2*torch.rand((), generator=g).item() - 1)*math.pi if torch.rand((), generator=g) < .5 else 0.
+        angle = (2*torch.rand((), generator=g).item() - 1)*hue if torch.rand((), generator=g) < .5 else 0.
         for name, source, target in zip(names, sources, targets):
             x = to_model(read_image(name))[0]
             if source.name == rough: x = roughen(x, g)
@@ -212,10 +214,10 @@ def bake_translator(k:Kitchen) -> dict:
     make_pairs(pairs, source, load_segmenter(k.ingredient('segmenter'), pick_device(k.device)), k.work/'pairs')
     sharp = k.world('sharp', n_photos=k.cfg.n_sharp, n_anime=k.cfg.n_sharp, n_pairs=0, size=192, seed=3)
     def fill(folder):
-        vary([k.work/'pairs'/'trainA', k.work/'pairs'/'trainB'], [folder/'trainA', folder/'trainB'], 'trainA')
+        vary([k.work/'pairs'/'trainA', k.work/'pairs'/'trainB'], [folder/'trainA', folder/'trainB'], 'trainA', hue=.7)
         for side in ('photos', 'anime'): vary([sharp/side], [folder/side], 'photos')
     varied = k.once('varied', fill, pairs=k.cfg.n_pairs, sharp=k.cfg.n_sharp)
-    cfg = SemisupSettings.preset('tiny').but(epoch_steps=k.steps(250), ngf=24, lam_l1=2., ema=.995, sample_every=400,
+    cfg = SemisupSettings.preset('tiny').but(epoch_steps=k.steps(200), ngf=24, lam_l1=2., ema=.995, sample_every=400,
                                              save_every=400)
     made = k.run(train, cfg, 'translator', varied/'photos', varied/'anime', varied)
     net = load_generator(made)
