@@ -1,6 +1,8 @@
 """Execute notebooks in place, as `nbdev_test` would: cells for a GPU, the network or an evening are left alone.
 
     python tests/run_notebooks.py nbs/06_losses.ipynb …
+
+One after the other: kernels that start at the same moment sometimes wait for each other forever.
 """
 import re
 import sys
