@@ -389,8 +389,15 @@ def draw_table(table:dict, published:dict, decide:str='lbce', reference:str='ful
     axs[0].set_title(f"{theirs}, the paper's", fontsize=10)
     for ax, (k, title) in zip(axs[1:], titles.items()):
         base = values(table, reference, k)
-        for v in (v for v in compare(table, k, published if k == decide else {}, reference) if v.row in rows):
+        shown = [v for v in compare(table, k, published if k == decide else {}, reference) if v.row in rows]
+        ends = {v.row: max(abs(v.low), abs(v.high)) for v in shown if math.isfinite(v.low)}
+        clear = [1.05*ends[v.row] for v in shown if v.row in ends and not v.low <= 0 <= v.high]
+        reach = max([4*statistics.median(ends.values()), *clear]) if ends else math.inf
+        if ends and max(ends.values()) > reach > 0: ax.set_xlim(-reach, reach)  # an undecided row gone astray must not hide the others
+        for v in shown:
             i, color = rows.index(v.row), _color(v)
+            if math.isfinite(v.low) and v.high > reach > 0: ax.annotate('›', (.98, i), xycoords=('axes fraction', 'data'), color=color, fontsize=14, va='center')
+            if math.isfinite(v.low) and -v.low > reach > 0: ax.annotate('‹', (0, i), xycoords=('axes fraction', 'data'), color=color, fontsize=14, va='center')
             if math.isfinite(v.low): ax.plot([v.low, v.high], [i, i], color=color, lw=2.5, solid_capstyle='butt')
             dots = [d - base[s] for s, d in values(table, v.row, k).items() if s in base]
             ax.plot(dots, [i]*len(dots), 'o', color=color, ms=4, alpha=.6)
