@@ -97,11 +97,12 @@ def read_table(path,
         keys = [k for k in {**table['about'], **about} if table['about'].get(k) != about.get(k)]
         raise UserError(f"{path} was measured under other conditions ({', '.join(keys)}); "
                         'choose another folder, or delete it')
-    try: named = {key: run_key(table['about'], run['change'], run['seed']) for key, run in table['runs'].items()
-                  if run['row'] and isinstance(run['found'], dict)}
-    except (AttributeError, KeyError, TypeError):
-        raise UserError(f'{path} is no table of results: its runs cannot be read; choose another file') from None
-    for key, name in named.items():
+    try: names = {key: run_key(table['about'], run['change'], run['seed']) for key, run in table['runs'].items()
+                  if isinstance(run['row'], str) and isinstance(run['found'], dict)}
+    except (AttributeError, KeyError, TypeError): names = None
+    if names is None or names.keys() != table['runs'].keys():
+        raise UserError(f'{path} is no table of results: its runs cannot be read; choose another file')
+    for key, name in names.items():
         if name != key:
             raise UserError(f'{path}: run {key} does not belong to the settings beside it; '
                             'the file was edited, delete that run')

@@ -23,6 +23,7 @@ from .finetune import FinetuneSettings, finetune
 from .priors import load_clip, load_perceptual, load_segmenter
 from .selection import SelectSettings, StyleganPairs, make_pairs, score_pairs
 from .semisup import SemisupSettings, train
+from .runs import History
 from .stylegan import PretrainSettings, load_stylegan, pretrain, read_stylegan, save_stylegan
 from .stylize import load_generator
 from .teachers import ClipSettings, SegmenterSettings, train_clip, train_segmenter
@@ -77,6 +78,14 @@ class Kitchen:
         resume = (folder/'checkpoints').exists() and any((folder/'checkpoints').glob('step-*.safetensors'))
         return trainer(cfg, *args, run=folder, resume=resume, device=self.device, **kwargs)
 
+    def log(self, name:str): # a function for `on_step`
+        "Write `work/NAME.jsonl`; steps that a killed training will repeat go."
+        log = []
+        def write(entry):
+            if not log: log.append(History(self.work/f'{name}.jsonl', entry['step'] - 1))
+            log[0].write(**entry)
+        return write
+
     def spent(self, name:str, seconds:float=0.) -> float:
         "Seconds that a recipe has taken so far, in all its lives; `seconds` are added."
         file = self.work/f'{name}.seconds'
@@ -86,16 +95,16 @@ class Kitchen:
 
 # %% ../nbs/14_bake.ipynb #exp-teachers
 def bake_clip(k:Kitchen) -> dict:
-    "Train the tiny CLIP (notebook 05b); its checkpoint and its log stay in the kitchen. Returns its scores."
+    "Train the tiny CLIP (notebook 05b); its state and its log stay in the kitchen. Returns its scores."
     cfg = ClipSettings()
     return train_clip(k.out/'clip.safetensors', cfg.but(steps=k.steps(cfg.steps), scenes=max(64, k.steps(cfg.scenes))),
-                      keep=k.work/'clip.keep.safetensors')
+                      k.log('clip'), k.work/'clip.state.safetensors')
 
 def bake_segmenter(k:Kitchen) -> dict:
     "Train the tiny segmenter in the same way."
     cfg = SegmenterSettings()
     return train_segmenter(k.out/'segmenter.safetensors', cfg.but(steps=k.steps(cfg.steps), scenes=max(64, k.steps(cfg.scenes))),
-                           keep=k.work/'segmenter.keep.safetensors')
+                           k.log('segmenter'), k.work/'segmenter.state.safetensors')
 
 # %% ../nbs/14_bake.ipynb #exp-stylegan
 GAN = PretrainSettings.preset('tiny').but(channels=(64, 64, 64, 32, 16), ema=.995, seed=1, log_every=50, sample_every=500, save_every=500)
@@ -109,14 +118,13 @@ PHASES = dict(
 def bake_stylegan(k:Kitchen) -> dict:
     "Train the source through all phases. Returns its tiny Fréchet distance and the floor."
     photos = k.world('photos64', n_photos=k.cfg.n_photos, n_anime=0, n_pairs=0, size=64, seed=1)/'photos'
-    clip, seer = load_clip(k.ingredient('clip')), load_clip(k.ingredient('clip'), pick_device(k.device))
-    start = None
+    clip, start = load_clip(k.ingredient('clip'), pick_device(k.device)), None
     for name, change in PHASES.items():
         plan = GAN.channels[:change['size'].bit_length() - 2]            # 4, 8, … px
         cfg = GAN.but(channels=plan, **{**change, 'steps': k.steps(change['steps'])})
-        start = k.run(pretrain, cfg, name, photos, start=start, tokens=lambda x: seer.tokens(x.clamp(-1, 1)))
+        start = k.run(pretrain, cfg, name, photos, start=start, tokens=lambda x: clip.tokens(x.clamp(-1, 1)))
     states = {net: state for net, state in read_stylegan(start).items() if net in ('g_ema', 'd')}
-    scores = stylegan_scores(load_stylegan(start), clip, k.cfg.n_score)
+    scores = stylegan_scores(load_stylegan(start), load_clip(k.ingredient('clip')), k.cfg.n_score)
     save_stylegan(k.out/'stylegan.safetensors', states, half=True, settings=cfg.to_json(), scores=json.dumps(scores))
     return scores
 
@@ -268,7 +276,7 @@ MEANING = {'scenes': 'held-out scenes that the scores are taken on', 'captions':
            'photo_perceptual': 'tiny perceptual distance of doing nothing', 'output_perceptual': 'the same for the translation; lower is better'}
 
 def write_card(path, name:str, scores:dict, seconds:float,
-               settings:dict={} # of the training: its seed and steps are named
+               settings:dict  # of the training: its seed and steps are named
               ):
     "The model card of one bundled network."
     title, what, where, limits = ABOUT[name]

@@ -221,7 +221,6 @@ def train_clip(out,                    # .safetensors
     scores = clip_scores(Clip(net, SIZE, tokenize), cfg.held_out)
     save_half(net, out, kind='tiny clip', settings=cfg.to_json(), scores=json.dumps(scores),
               seconds=round(before + time.perf_counter() - start))
-    if keep: Path(keep).unlink(missing_ok=True)
     return scores
 
 # %% ../nbs/05b_teachers.ipynb #exp-seg-loss
@@ -279,5 +278,4 @@ def train_segmenter(out, cfg=SegmenterSettings(), on_step=None, keep:Path=None) 
     scores = segmenter_scores(Segmenter(net, CLASSES), cfg.held_out)
     save_half(net, out, kind='tiny segmenter', settings=cfg.to_json(), scores=json.dumps(scores),
               seconds=round(before + time.perf_counter() - start))
-    if keep: Path(keep).unlink(missing_ok=True)
     return scores

@@ -10,8 +10,10 @@ import time
 
 import nbformat
 from nbclient import NotebookClient
+from nbdev.config import get_config
 
-SKIPPED = re.compile(r'^#\|\s*(gpu|net|slow|notest|eval:\s*false)\b', re.M)
+FLAGS = '|'.join(get_config().tst_flags.split())          # those of settings.ini
+SKIPPED = re.compile(rf'^#\|\s*({FLAGS}|eval:\s*false)\b', re.M)
 
 
 class Client(NotebookClient):

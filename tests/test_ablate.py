@@ -165,6 +165,13 @@ def test_other_conditions_are_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=r'other conditions \(boat, wind\)'): table(tmp_path/'t.json', about={**ABOUT, 'boat': 'blue', 'wind': 3})
 
 
+@pytest.mark.parametrize('runs', [[], {'x': {}}, {'x': 3}, {'x': dict(row='full', change={}, seed=0, found=3)},
+                                  {'x': dict(row=None, change={}, seed=0, found={})}])
+def test_runs_that_cannot_be_read(tmp_path, runs):
+    (tmp_path/'t.json').write_text(json.dumps(dict(about={}, scale={}, rows={}, runs=runs)))
+    with pytest.raises(UserError, match='runs cannot be read'): read_table(tmp_path/'t.json')
+
+
 @pytest.mark.parametrize('text, said', [('{', 'no table of results'), ('[]', 'no table'), ('{"about": {}}', 'no table'), ('null', 'no table')])
 def test_files_that_are_no_tables(tmp_path, text, said):
     (tmp_path/'t.json').write_text(text)

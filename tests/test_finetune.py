@@ -14,6 +14,7 @@ from scenimefy.losses import patch_nce, r1_penalty, softplus_critic, softplus_ge
 from scenimefy.runs import CheckpointError, Stopped, checkpoints, read_history
 from scenimefy.stylegan import Discriminator, Generator, load_stylegan, read_stylegan, save_stylegan
 from scenimefy.weights import WeightsError
+from tape import Tape, slopes
 
 PLAN = {4: 8, 8: 8, 16: 4}
 TOY = FinetuneSettings.preset('tiny').but(steps=4, batch=4, blocks=1, crops=3, crop=8, r1_every=2, log_every=1, save_every=2,
@@ -128,19 +129,6 @@ def test_the_pair_shares_styles_and_noise(files, tmp_path):
     (w1, n1), (w2, n2) = seen
     assert w1 is w2 and n1 is n2 and not w1.requires_grad
     assert sorted(judged) == [4, 4, 12, 12]
-
-
-class Tape:
-    "Moves nothing, keeps the gradients of each step."
-    def __init__(self, name, net, log): self.name, self.net, self.log = name, net, log
-    def zero_grad(self): self.net.zero_grad()
-    def step(self): self.log.append((self.name, {k: p.grad.clone() for k, p in self.net.named_parameters() if p.grad is not None}))
-
-
-def slopes(loss, net):
-    named = {k: p for k, p in net.named_parameters() if p.requires_grad}
-    found = zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True))
-    return {k: g for k, g in found if g is not None}
 
 
 def test_order_and_factors(files, tmp_path):

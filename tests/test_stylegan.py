@@ -15,6 +15,7 @@ from scenimefy.stylegan import (Blur, Discriminator, Generator, ModulatedConv2d,
                                 load_discriminator, load_stylegan, minibatch_deviation, mix_styles, path_length, pretrain,
                                 r1_penalty, read_stylegan, save_stylegan, softplus_critic, softplus_generator, upfirdn2d)
 from scenimefy.weights import BUNDLED, WeightsError
+from tape import Tape, slopes
 
 PLAN = {4: 12, 8: 12, 16: 8, 32: 6}
 
@@ -339,19 +340,6 @@ def photos(tmp_path_factory):
 
 CFG = PretrainSettings.preset('tiny').but(size=16, style_dim=8, n_mlp=2, channels=(12, 12, 8), batch=4, steps=6, path=2., r1_every=3,
                                           path_every=2, log_every=1, sample_every=6, save_every=2, ema=.9)
-
-
-class Tape:
-    "Moves nothing, keeps the gradients of each step."
-    def __init__(self, name, net, log): self.name, self.net, self.log = name, net, log
-    def zero_grad(self): self.net.zero_grad()
-    def step(self): self.log.append((self.name, {k: p.grad.clone() for k, p in self.net.named_parameters() if p.grad is not None}))
-
-
-def slopes(loss, net):
-    named = dict(net.named_parameters())
-    found = zip(named, torch.autograd.grad(loss, list(named.values()), allow_unused=True))
-    return {k: g for k, g in found if g is not None}
 
 
 def test_order_and_lazy_factors():
