@@ -46,8 +46,9 @@ class ReflectPad(nn.Module):
 def instance_norm(x, # (B,C,H,W) with at least two pixels
                   eps=1e-5):
     "Give every channel of every image mean 0 and variance 1."
-    if x.device.type != 'cpu': return F.instance_norm(x, eps=eps)
-    if x.is_contiguous(): return F.group_norm(x, x.shape[1], eps=eps)
+    if x.is_contiguous() or x.device.type != 'cpu':
+        # a group of one channel is an instance; autocast would widen bfloat16 here, for nothing
+        with without_autocast(x.device): return F.group_norm(x, x.shape[1], eps=eps)
     # the one kernel that keeps channels_last in and out, both ways; it wants one image at a time
     return torch.cat([F.batch_norm(one, None, None, training=True, eps=eps) for one in x.split(1)])
 
