@@ -8,7 +8,7 @@ __all__ = ['STAGES', 'stage_strip', 'UserError', 'SettingsError', 'opt', 'Settin
            'curve', 'cost', 'agree']
 
 # %% ../nbs/00_core.ipynb #exp-imports
-import contextlib, dataclasses, difflib, hashlib, json, math, os, random, tempfile, textwrap, time
+import contextlib, dataclasses, difflib, hashlib, json, math, os, random, secrets, textwrap, time
 import typing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -86,6 +86,17 @@ class Settings:
     base: str = opt('paper', 'preset that the values started from', 'ours: to show what was changed')
     PRESETS: typing.ClassVar[dict] = {'paper': {}}
 
+    def __new__(cls, *args, **values):
+        "Python's own message for a misspelled name would not say which names there are."
+        cls._check_names(values)
+        return super().__new__(cls)
+
+    @classmethod
+    def _check_names(cls, values):
+        names = [f.name for f in fields(cls)]
+        for n in values:
+            if n not in names: raise SettingsError(f"no setting {n!r} in {cls.__name__}; {_nearest(n, names)}")
+
     def __post_init__(self):
         if self.base not in self.PRESETS:
             raise SettingsError(f"no preset {self.base!r}; {_nearest(str(self.base), list(self.PRESETS))}")
@@ -103,9 +114,7 @@ class Settings:
 
     def but(self, **changes):
         "A copy with some values changed."
-        names = [f.name for f in fields(self)]
-        for n in changes:
-            if n not in names: raise SettingsError(f"no setting {n!r} in {type(self).__name__}; {_nearest(n, names)}")
+        self._check_names(changes)   # before Python looks at them
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict: return {f.name: getattr(self, f.name) for f in fields(self)}
@@ -224,20 +233,24 @@ def bf16_note(device) -> str: # '' where `device` multiplies bfloat16 itself
     return '' if native else f'{device} only imitates bfloat16, which takes many times longer here; float32 is faster'
 
 # %% ../nbs/00_core.ipynb #exp-atomic
+def _new_file(folder:Path, stem:str, suffix:str) -> Path:
+    "An empty file of a name that nobody has. The umask gives it the permissions of any other file."
+    while True:
+        path = folder/f'.{stem}-{secrets.token_hex(4)}{suffix}'
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
+            return path
+
 @contextlib.contextmanager
 def atomic_path(path # the file to write
                ):
     "Yield a temporary path beside `path`; rename it to `path` when the block ends well, remove it when not."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f'.{path.stem[:40]}-', suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    tmp = Path(name)
+    tmp = _new_file(path.parent, path.stem[:40], path.suffix)
     try:
         yield tmp
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())  # the rename must not overtake the data
-        umask = os.umask(0); os.umask(umask)
-        os.chmod(tmp, 0o666 & ~umask)                     # mkstemp makes private files; ours are ordinary ones
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 

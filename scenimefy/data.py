@@ -7,13 +7,13 @@ __all__ = ['FORMATS', 'MAX_PIXELS', 'SUFFIXES', 'as_rgb', 'ImageError', 'read_im
            'visited', 'Shelf', 'UnpairedSet', 'by_stem', 'match_pairs', 'PairedSet', 'ImageSet', 'Steps', 'loader']
 
 # %% ../nbs/02_data.ipynb #exp-imports
-import functools, io, os, re, signal, stat, warnings
+import atexit, contextlib, functools, io, multiprocessing, os, re, signal, stat, threading, unicodedata, warnings
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .core import SettingsError, UserError, seeded, to_model
@@ -29,18 +29,34 @@ def _orientation(im:Image.Image) -> int:
     except Exception: return 1   # a broken tag must not cost the picture
 
 # %% ../nbs/02_data.ipynb #exp-depth
+def _white(im:Image.Image) -> tuple: # (number that means white, largest number)
+    "What white is in a picture of 16-bit, 32-bit or float levels."
+    if im.mode.startswith('I;16') or (im.mode == 'I' and im.format in ('PNG', 'PPM')): return 65535, 65535
+    levels = np.asarray(im)
+    levels = levels[np.isfinite(levels)]
+    if not levels.size: return 1, 1
+    most, peak = float(np.quantile(levels, .95)), float(levels.max())
+    return next((top for top in (1, 255, 65535) if most <= top), peak), peak
+
 def _eight_bits(im:Image.Image) -> Image.Image:
     "Mode L from 16-bit, 32-bit and float gray, scaled; other modes unchanged."
     if im.mode[0] not in 'IF': return im
-    levels = np.asarray(im).astype(np.float32)
-    levels[~np.isfinite(levels)] = 0
-    if im.mode.startswith('I;16') or (im.mode == 'I' and im.format in ('PNG', 'PPM')): top = 65535
-    else:  # TIFF does not say what white is: take the smallest usual one that holds every level
-        peak = float(levels.max())
-        top = next((t for t in (1, 255, 65535) if peak <= t), peak)
-    return Image.fromarray(np.rint(levels.clip(0)*(255/top)).astype(np.uint8))
+    top, _ = _white(im)
+    levels = np.nan_to_num(np.asarray(im).astype(np.float32), posinf=top, neginf=0)
+    return Image.fromarray(np.rint((levels/top).clip(0, 1)*255).astype(np.uint8))
 
 # %% ../nbs/02_data.ipynb #exp-icc
+@functools.lru_cache(maxsize=32)
+def _is_srgb(profile:bytes) -> bool:
+    "Whether a profile leaves a test card of grays and colors as it is."
+    from PIL import ImageCms
+    ramp = np.arange(256, dtype=np.uint8)
+    card = np.zeros((8, 256, 3), dtype=np.uint8)
+    for k in range(8): card[k] = ramp[:, None]*[k & 1, k >> 1 & 1, k >> 2]     # black, primaries, mixtures, gray
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    seen = ImageCms.profileToProfile(Image.fromarray(card), source, ImageCms.createProfile('sRGB'))
+    return int(np.abs(np.asarray(seen).astype(int) - card).max()) <= 2
+
 def _srgb(im:Image.Image, profile:bytes|None) -> Image.Image:
     "RGB in sRGB colors; without a profile, or with one that is broken or of another kind, `convert`."
     if im.mode not in ('L', 'RGB', 'CMYK', 'LAB'): im = im.convert('RGB')
@@ -48,7 +64,9 @@ def _srgb(im:Image.Image, profile:bytes|None) -> Image.Image:
     try:
         from PIL import ImageCms
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if 'srgb' in ImageCms.getProfileDescription(source).lower(): return im.convert('RGB')
+        if source.profile.xcolor_space.strip() == 'RGB':
+            if im.mode == 'L': im = im.convert('RGB')          # a gray picture with a color profile
+            if _is_srgb(profile): return im.convert('RGB')
         return ImageCms.profileToProfile(im, source, ImageCms.createProfile('sRGB'), outputMode='RGB')
     except Exception: return im.convert('RGB')   # no littleCMS, or a profile that lies about itself
 
@@ -90,9 +108,27 @@ _BYTES = ((b'<!doctype', 'a web page: save the picture itself, not the page arou
           (b'<html', 'a web page: save the picture itself, not the page around it'),
           (b'<svg', 'an SVG drawing: export it as PNG'), (b'<?xml', 'XML, perhaps SVG: export it as PNG'),
           (b'version https://git-lfs', 'a Git LFS pointer: run `git lfs pull`'),
+          (b'8bps', 'a Photoshop file: export it as PNG'), (b'v/1\x01', 'an OpenEXR picture: export it as PNG'),
           (b'%pdf', 'a PDF: export the page as PNG'), (b'pk\3\4', 'a zip archive: unpack it first'))
 _HEIF = (b'heic', b'heix', b'hevc', b'heim', b'heis', b'mif1', b'msf1')
-_MAGIC = (b'\xff\xd8', b'\x89PNG', b'GIF8', b'RIFF', b'BM', b'II*\0', b'MM\0*')
+_JXL = (b'\xff\x0a', b'\0\0\0\x0cJXL ')
+_MAGIC = (b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', b'II*\0', b'MM\0*', b'\0\0\0\x0cjP  ')   # JPEG, PNG, GIF, TIFF, JPEG 2000
+
+def _begins_like_picture(head:bytes) -> bool:
+    "Whether these are the first bytes of a picture format."
+    if head.startswith(b'RIFF'): return head[8:12] == b'WEBP'
+    if head[4:8] == b'ftyp': return head[8:12] in (*_HEIF, b'avif', b'avis')
+    return head.startswith(_MAGIC + _JXL)
+
+def _tiff_kind(path) -> str:
+    "What the header of a TIFF file says about its numbers; '' if even that cannot be read."
+    with contextlib.suppress(Exception), open(path, 'rb') as f:
+        tags = TiffImagePlugin.ImageFileDirectory_v2(f.read(8))
+        f.seek(tags.next)
+        tags.load(f)
+        bits, kind = tags.get(258, (1,))[0], tags.get(339, (1,))[0]
+        return f'{tags.get(277, 1)} × {bits}-bit {"float" if kind == 3 else "integer"} numbers a pixel'
+    return ''
 
 def _what_is(path) -> str:
     "Say what a file that is no readable picture seems to be."
@@ -100,22 +136,31 @@ def _what_is(path) -> str:
     start = head.removeprefix(b'\xef\xbb\xbf').lstrip().lower()
     for mark, words in _BYTES:
         if start.startswith(mark): return f'it is {words}'
-    if head[4:8] == b'ftyp':
-        if head[8:12] in _HEIF: return 'it is a HEIC picture, which we cannot read: convert it to JPEG'
-        if head[8:12] != b'avif': return 'it is a video: extract frames from it first'
-    if head.startswith(_MAGIC) or head[4:8] == b'ftyp':
+    if head[4:8] == b'ftyp' and head[8:12] in _HEIF and 'HEIF' not in _decoders():
+        return 'it is a HEIC picture: `pip install pillow-heif` reads it, or convert it to JPEG'
+    if head.startswith(_JXL) and 'JXL' not in _decoders():
+        return 'it is a JPEG XL picture: `pip install pillow-jxl-plugin` reads it, or convert it to JPEG'
+    if head[4:8] == b'ftyp' and not _begins_like_picture(head): return 'it is a video: extract frames from it first'
+    if head[:4] in (b'II*\0', b'MM\0*') and (numbers := _tiff_kind(path)):
+        return f'it is a TIFF of a kind that we cannot read ({numbers}): export it with 8 or 16 bits'
+    if _begins_like_picture(head) or head.startswith((b'BM', b'RIFF')):
         return 'it begins like a picture, but is damaged or ends early: copy or download it again'
     if not any(c < 9 or 13 < c < 32 for c in head): return 'it is text, not a picture'
-    return f"it is none of the formats we read ({', '.join(FORMATS)}): convert it to PNG or JPEG"
+    return f"it is none of the formats we read ({', '.join(_decoders())}): convert it to PNG or JPEG"
 
 # %% ../nbs/02_data.ipynb #exp-check-file
-FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF')
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000', 'HEIF', 'JXL')
 MAX_PIXELS = 89_478_485   # Pillow's warning level: 256 MiB as RGB
+_TEXT = 64 << 20          # bytes that the metadata of a PNG may unpack to
 
 @functools.cache
 def _decoders() -> list:
-    "Those of `FORMATS` that this Pillow was built with."
+    "Those of `FORMATS` that this Pillow was built with, or that an installed plugin adds."
     Image.init()
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+        pillow_heif.register_heif_opener()
+    with contextlib.suppress(ImportError): import pillow_jxl
     return [f for f in FORMATS if f in Image.OPEN]
 
 def _check_file(path):
@@ -131,58 +176,124 @@ def _why(path, error:Exception, limit:int) -> str:
     if isinstance(error, FileNotFoundError): return 'there is no such file: check the name and the folder'
     if isinstance(error, PermissionError): return 'we may not read it: change its permissions'
     if isinstance(error, Image.DecompressionBombError):
-        hard = 2*Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else limit
-        more = ' and PIL.Image.MAX_IMAGE_PIXELS' if limit >= hard else ''
-        return (f'it has more than {min(limit, hard):,} pixels, perhaps to fill the memory: shrink it, '
-                f'or raise max_pixels{more} if you trust it')
+        return (f'it has more than {limit:,} pixels, perhaps to fill the memory: shrink it, or raise max_pixels '
+                '(stylize --max-pixels) if you trust it')
     if isinstance(error, MemoryError): return 'it does not fit into memory: shrink it'
     if isinstance(error, UnidentifiedImageError): return _what_is(path)
+    if 'MAX_TEXT' in str(error) or 'text chunks' in str(error):
+        return f'its metadata unpack to more than {_TEXT >> 20} MiB, perhaps to fill the memory: save it without them'
     if 'truncated' in str(error).lower() or 'decoder object' in str(error):
         return 'the picture data ends early (truncated): copy or download it again'
     return f'it cannot be decoded ({type(error).__name__}: {error}): re-save it with a picture editor'
 
+# %% ../nbs/02_data.ipynb #exp-limits
+_MOVING = threading.RLock()   # Pillow keeps its limits in global names: one reader at a time may move them
+
+@contextlib.contextmanager
+def _pillow_limits(pixels:int, text:int=0):
+    "While this block runs, Pillow opens pictures of up to `pixels`, and PNG metadata of up to `text` bytes."
+    if not text and pixels <= (Image.MAX_IMAGE_PIXELS or pixels):
+        yield
+        return
+    with _MOVING:
+        before = Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK
+        Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = pixels, max(text, before[1])
+        try: yield
+        finally: Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = before
+
+def _ended(path) -> bytes: # b'' if rows are missing
+    "A JPEG file with the end marker that it lacks."
+    data = Path(path).read_bytes()
+    if not data.startswith(b'\xff\xd8') or data.endswith(b'\xff\xd9'): return b''
+    def corner(data):
+        with Image.open(io.BytesIO(data + b'\xff\xd9'), formats=['JPEG']) as im: return np.asarray(im)[-4:, -4:]
+    return data + b'\xff\xd9' if (corner(data) != corner(data[:-16])).any() else b''
+
+def _notes(im:Image.Image) -> list:
+    "What a person should know about an opened picture, besides what it shows."
+    notes = []
+    frames = 1 if im.format == 'MPO' else getattr(im, 'n_frames', 1)      # in MPO, the others are aids of the camera
+    if frames > 1: notes.append(f'it holds {frames} frames or pages, and only the first is read')
+    if im.mode[0] in 'IF':
+        white, peak = _white(im)
+        if peak > white: notes.append(f'its levels reach {peak:.3g}; we take {white} for white, and what is brighter becomes white')
+    return notes
+
 # %% ../nbs/02_data.ipynb #exp-read-image
+def _decode(path, alpha:bool, limit:int) -> tuple: # (picture, notes)
+    "Open and decode, with Pillow's limits moved where they refuse sound files."
+    def attempt(source, text=0):
+        with _pillow_limits(limit, text), Image.open(source, formats=_decoders()) as im:
+            if im.width*im.height > limit: raise Image.DecompressionBombError()
+            notes = _notes(im)
+            return as_rgb(im, alpha), notes
+    try: return attempt(path)
+    except (ValueError, OSError) as error:
+        if 'MAX_TEXT_CHUNK' in str(error): return attempt(path, _TEXT)
+        whole = _ended(path) if 'truncated' in str(error) else b''
+        if not whole: raise
+        return attempt(io.BytesIO(whole))
+
 def read_image(path,               # file; its content decides the format, not its suffix
                alpha:bool=False,   # RGBA where the file has transparency; else on white
                max_pixels:int=None # refuse larger pictures; default `MAX_PIXELS`
               ) -> Image.Image:    # RGB (or RGBA): upright, sRGB, 8 bits, first frame, no metadata
-    "Read one picture file of any kind, or raise `ImageError` with the reason."
+    "Read one picture file of any kind, or raise `ImageError` with the reason. Warns where only a part is read."
     limit = max_pixels or MAX_PIXELS
     try:
         _check_file(path)
         with warnings.catch_warnings():
             # odd EXIF we survive, sizes we judge ourselves
             warnings.filterwarnings('ignore', module=r'PIL\.')
-            with Image.open(path, formats=_decoders()) as im:
-                if im.width*im.height > limit: raise Image.DecompressionBombError()
-                return as_rgb(im, alpha)
+            picture, notes = _decode(path, alpha, limit)
     except ImageError: raise
     except Exception as error: raise ImageError(path, _why(path, error, limit)) from error
+    for note in notes: warnings.warn(f'{_printable(path)}: {note}', stacklevel=2)
+    return picture
 
 # %% ../nbs/02_data.ipynb #exp-natural
 def natural_key(path) -> tuple:
     "Sort key that compares runs of digits as numbers: frame2 before frame10."
     parts = Path(path).parts
-    digits = [[int(t) if t.isdigit() else t.casefold() for t in re.split('([0-9]+)', p)] for p in parts]
+    digits = [[int(t) if i % 2 else t.casefold() for i, t in enumerate(re.split('([0-9]+)', p))] for p in parts]
     return digits, parts
 
 # %% ../nbs/02_data.ipynb #exp-find
-SUFFIXES = frozenset('.jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .tif .tiff '
-                     '.ppm .pgm .pbm .pnm .pfm .avif'.split())
+SUFFIXES = frozenset('.jpg .jpeg .jpe .jfif .mpo .png .apng .webp .gif .bmp .tif .tiff .ppm .pgm .pbm .pnm .pfm .avif '
+                     '.jp2 .j2k .jpx .jpf .heic .heif .hif .jxl '
+                     '.psd .exr .hdr .tga .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf'.split())   # the last row: to be named
 _JUNK = ('__MACOSX', '@eaDir')   # folders that unpackers and network drives leave behind
+
+def _is_picture(path:str) -> bool:
+    "Whether a file of unknown suffix begins like a picture."
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(os.stat(path).st_mode):
+            with open(path, 'rb') as f: return _begins_like_picture(f.read(16))
+    return False
+
+def _folders(top:Path):
+    "(folder, names of its files), `top` first; follows links, visits nothing twice, skips hidden and junk folders."
+    seen = set()
+    def cannot_list(error):
+        if Path(error.filename) == top: raise ImageError(top, 'this folder cannot be listed: change its permissions')
+        warnings.warn(f'{_printable(error.filename)}: this folder cannot be listed and is left out')
+    for root, folders, names in os.walk(top, onerror=cannot_list, followlinks=True):
+        info = os.stat(root)
+        if (info.st_dev, info.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((info.st_dev, info.st_ino))
+        kept = [f for f in folders if not f.startswith('.') and f not in _JUNK]
+        folders[:] = sorted(kept, key=lambda f: (os.path.islink(os.path.join(root, f)), f))   # true folders first
+        yield Path(root), [name for name in names if not name.startswith('.')]
 
 def _walk(folder:Path) -> list:
     "Picture files below `folder` in natural order; `ImageError` if there is none."
     found, others = [], Counter()
-    def cannot_list(error):
-        if Path(error.filename) == folder: raise ImageError(folder, 'this folder cannot be listed: change its permissions')
-        warnings.warn(f'{_printable(error.filename)}: this folder cannot be listed and is left out')
-    for root, folders, names in os.walk(folder, onerror=cannot_list):   # never follows linked folders
-        folders[:] = [f for f in folders if not f.startswith('.') and f not in _JUNK]
+    for root, names in _folders(folder):
         for name in names:
             suffix = os.path.splitext(name)[1].lower()
-            if name.startswith('.'): continue
-            if suffix in SUFFIXES: found.append(Path(root, name))
+            if suffix in SUFFIXES or _is_picture(root/name): found.append(root/name)
             else: others[suffix or 'no suffix'] += 1
     if found: return sorted(found, key=lambda p: natural_key(p.relative_to(folder)))
     seen = ', '.join(f'{n} × {s}' for s, n in others.most_common(4)) or 'nothing'
@@ -301,7 +412,9 @@ class UnpairedSet(_Positions):
 def by_stem(folder:Path) -> dict:
     "{relative name without suffix: file}; two files of one stem are an error."
     stems = {}
-    for file in find_images(folder): stems.setdefault(file.relative_to(folder).with_suffix('').as_posix(), []).append(file)
+    for file in find_images(folder):
+        stem = file.relative_to(folder).with_suffix('').as_posix()
+        stems.setdefault(unicodedata.normalize('NFC', stem), []).append(file)   # a Mac stores é as e and an accent
     double = [files for files in stems.values() if len(files) > 1]
     if double:
         names = ', '.join(_printable(f.relative_to(folder)) for f in double[0])
@@ -374,6 +487,13 @@ class Steps(Sampler):
 def _start_worker(number:int):
     torch.set_num_threads(1)
     for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, signal.SIG_IGN)  # theirs is the trainer, which saves first
+
+@atexit.register
+def _end_workers():
+    "Python asks its helpers to end with SIGTERM, which ours ignore, and would then wait for them for ever."
+    left = [child for child in multiprocessing.active_children() if child.daemon]
+    if left and hasattr(signal, 'SIGCHLD'): signal.signal(signal.SIGCHLD, signal.SIG_DFL)   # torch would call their end an accident
+    for child in left: child.kill()
 
 def loader(dataset,            # one of the sets above
            batch:int,          # images per step and process
