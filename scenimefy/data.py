@@ -98,7 +98,7 @@ class ImageError(UserError):
     "A file or folder that cannot be used: `path`, and `reason` in plain words with what to do."
     def __init__(self, path, reason:str=''):
         # a data-loading worker hands over its whole traceback as one text: keep the line that matters
-        text = f'{_printable(path)}: {reason}' if reason else str(path).strip().splitlines()[-1]
+        text = f'{_printable(path)}: {reason}' if reason else str(path).strip().splitlines()[-1].removeprefix('scenimefy.data.ImageError: ')
         super().__init__(text)
         self.path, self.reason = path, reason
     def __reduce__(self): return type(self), (self.path, self.reason)

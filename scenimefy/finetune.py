@@ -49,6 +49,7 @@ class FinetuneSettings(RunSettings):
     ema:        float = opt(.99778, 'decay of the averaged generator', 'released code: 0.5^(32/10000)', lo=0., hi=.99999)
     sample_every: int = opt(100, 'distance of two sample pictures', 'ours', 'steps', lo=1)
     save_every: int   = opt(250, 'distance of two checkpoints', 'ours', 'steps', lo=1)
+    FREE = RunSettings.FREE | {'steps'}   # no schedule depends on the length: a run may be made longer
     PRESETS = {'tiny': dict(steps=200, batch=8, crops=4, crop=16, clip='tiny', perceptual='tiny', r1=1., ema=.98,
                             workers=0, log_every=10, sample_every=50, save_every=100),
                'colab': dict(steps=500, batch=4, ema=.99, sample_every=50, save_every=250),

@@ -359,6 +359,7 @@ class PretrainSettings(RunSettings):
     mixing:     float = opt(.9, 'share of steps that mix two styles', 'released code', lo=0., hi=1.)
     ema:        float = opt(.99778, 'decay of the averaged generator', 'released code: 0.5^(32/10000)', lo=0., hi=.99999)
     lam_token:  float = opt(0., 'weight of a second critic on given frozen features', 'ours: for small budgets', lo=0.)
+    FREE = RunSettings.FREE | {'steps'}   # no schedule depends on the length: a run may be made longer
     PRESETS = {'tiny': dict(size=64, style_dim=64, n_mlp=4, channels=(64, 64, 64, 32, 16), batch=8, steps=400, lr=.0025,
                             r1=1., path=0., ema=.99, workers=0, log_every=10, sample_every=400, save_every=400),
                'colab': dict(steps=4000, batch=8, path=0., sample_every=250, save_every=500),
@@ -585,6 +586,7 @@ class PretrainRun(TrainingRun):
     def take_step(self, batch) -> dict:
         losses, self.nets.mean_path = gan_step(self.nets, self.optims, batch[0], self.cfg, self.step, self.rank, self.tokens,
                                                self.amp, self.average_gradients, self.nets.mean_path)
+        if self.world > 1: self.nets.mean_path = self.accelerator.reduce(self.nets.mean_path, 'mean')   # one number for all
         update_average(self.average, self.nets.G, self.cfg.ema)
         return losses
 

@@ -1,6 +1,10 @@
 "The loop that all trainings share: lives cut short at any step, files that were hurt, and what must be refused."
+import errno
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import types
 from dataclasses import dataclass
@@ -104,9 +108,24 @@ def test_crash_after_any_step(photos, whole, tmp_path, at):
     assert r.step == 9 and same(whole, tmp_path/'run')
 
 
-def test_crash_before_the_first_checkpoint(photos, tmp_path):
+def test_crash_before_the_first_checkpoint(photos, whole, tmp_path):
     with pytest.raises(SystemError): life(photos, tmp_path/'run', on_step=crash_at(1))
-    with pytest.raises(CheckpointError, match='nothing to resume'): life(photos, tmp_path/'run', resume=True)
+    with pytest.raises(CheckpointError, match='nothing to resume'): life(photos, tmp_path/'nowhere', resume=True)
+    for resume in (True, False):                     # as whoever reads the message would try it
+        run = tmp_path/f'run{resume}'
+        with pytest.raises(SystemError): life(photos, run, on_step=crash_at(1))
+        with pytest.warns(UserWarning, match='begins again'): life(photos, run, resume=resume)
+        assert same(whole, run)
+
+
+def test_a_strangers_folder_is_not_begun_again(photos, tmp_path):
+    "settings.json beside files that no run writes, or beside a damaged checkpoint: nothing is overwritten."
+    for name in ('scores.jsonl', 'checkpoints/step-00000003.damaged'):
+        run = tmp_path/name.replace('/', '-')
+        (run/name).parent.mkdir(parents=True)
+        for file in ('settings.json', name): (run/file).write_text('{}')
+        with pytest.raises(UserError, match='already holds'): life(photos, run)
+        assert (run/'settings.json').read_text() == '{}'
 
 
 def test_many_short_lives(photos, whole, tmp_path):
@@ -127,6 +146,18 @@ def test_crash_between_checkpoint_and_result(photos, whole, tmp_path, monkeypatc
     assert checkpoints(tmp_path/'run')[-1].stem == 'step-00000009'
     life(photos, tmp_path/'run', resume=True)
     assert same(whole, tmp_path/'run')
+
+
+def test_a_run_may_be_made_longer_where_its_settings_allow(photos, whole, tmp_path):
+    @dataclass(frozen=True)
+    class Longer(LineSettings):
+        "No schedule depends on the length."
+        FREE = LineSettings.FREE | {'steps'}
+    short = Longer(**{**TOY.to_dict(), 'steps': 4})
+    life(photos, tmp_path/'run', short)
+    life(photos, tmp_path/'run', short.but(steps=9), resume=True)
+    assert same(whole, tmp_path/'run')
+    with pytest.raises(SettingsError, match='already made 9 steps'): life(photos, tmp_path/'run', short, resume=True)
 
 
 def test_finished_run_resumes_to_nothing(photos, whole, tmp_path):
@@ -173,7 +204,7 @@ def test_broken_checkpoint_falls_back(photos, whole, tmp_path):
     with pytest.warns(UserWarning, match='trying the one before'): life(photos, run, resume=True)
     assert same(whole, run)
     for c in checkpoints(run): c.write_bytes(b'no')
-    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match='start a new run'): life(photos, run, resume=True)
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match='delete that folder'): life(photos, run, resume=True)
 
 
 def test_checkpoint_of_another_kind_is_refused(photos, tmp_path):
@@ -259,8 +290,87 @@ def test_part_of_a_network_may_be_trained():
 def test_missing_or_extra_numbers_are_refused():
     nets = nn.ModuleDict({'G': nn.Linear(2, 2)})
     state = state_tensors(nets, {})
-    with pytest.raises(RuntimeError, match='Missing key'): restore({k: v for k, v in state.items() if 'bias' not in k}, nets, {})
-    with pytest.raises(RuntimeError, match='Unexpected key'): restore({**state, 'net/more': torch.ones(1)}, nets, {})
+    with pytest.raises(CheckpointError, match='Missing key'): restore({k: v for k, v in state.items() if 'bias' not in k}, nets, {})
+    with pytest.raises(CheckpointError, match='Unexpected key'): restore({**state, 'net/more': torch.ones(1)}, nets, {})
+
+
+def test_a_state_without_its_optimizer_is_refused():
+    "All of Adam's memory, of every weight that learns, in the shape of the weight."
+    def make():
+        nets = nn.ModuleDict({'G': nn.Linear(2, 3)})
+        return nets, {'G': torch.optim.Adam(nets.G.parameters())}
+    nets, optims = make()
+    nets.G(torch.ones(1, 2)).sum().backward()
+    optims['G'].step()
+    state = state_tensors(nets, optims)
+    keys = [k for k in state if k.startswith('optim/')]
+    assert len(keys) == 6
+    for lost in ([k] for k in keys):
+        with pytest.raises(CheckpointError, match='memory of Adam'): restore({k: v for k, v in state.items() if k not in lost}, *make())
+    with pytest.raises(CheckpointError, match='memory of Adam'): restore({k: v for k, v in state.items() if k not in keys}, *make())
+    with pytest.raises(CheckpointError, match='another shape'): restore({**state, 'optim/G/weight/exp_avg': torch.zeros(2, 3)}, *make())
+    restore(state, *make())
+
+
+def test_a_locked_run_refuses_a_second_one(photos, tmp_path, monkeypatch):
+    "Another process holds the folder: nothing is read, nothing is written."
+    life(photos, tmp_path/'run')
+    before = {p: p.read_bytes() for p in (tmp_path/'run').rglob('*') if p.is_file()}
+    code = ('import sys, time; from scenimefy.runs import one_at_a_time\n'
+            'with one_at_a_time(sys.argv[1]): print("locked", flush=True); time.sleep(60)')
+    other = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'run')], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == 'locked\n'
+        monkeypatch.setattr(runs.one_at_a_time.__wrapped__, '__defaults__', (.2,))
+        with pytest.raises(UserError, match='another process is at work'): life(photos, tmp_path/'run', resume=True)
+    finally: other.kill(); other.wait()
+    assert {p: p.read_bytes() for p in (tmp_path/'run').rglob('*') if p.is_file()} == before
+    life(photos, tmp_path/'run', resume=True)        # the lock died with its process
+
+
+def test_stray_local_rank(photos, tmp_path, monkeypatch):
+    "A variable that some launcher left behind does not make a training wait for others."
+    for name in ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'): monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    with pytest.warns(UserWarning, match='LOCAL_RANK'): life(photos, tmp_path/'run')
+    assert (tmp_path/'run'/LineRun.result).exists()
+
+
+# ---- reading and writing fail
+
+def test_a_dead_reader_costs_no_step(photos, tmp_path):
+    "The system kills a process that reads ahead: the state is saved, one line says what happened."
+    def kill_readers(step, n_steps, losses):
+        import multiprocessing
+        if step == 3:
+            for child in multiprocessing.active_children(): os.kill(child.pid, signal.SIGKILL)
+    run = tmp_path/'run'
+    with pytest.raises(UserError, match='workers = 0') as e: life(photos, run, TOY.but(workers=1, steps=40), on_step=kill_readers)
+    assert '\n' not in str(e.value) and 'go on with --resume' in str(e.value)
+    saved = int(checkpoints(run)[-1].stem.split('-')[1])
+    assert saved >= 3 and f'after step {saved} is saved' in str(e.value)
+    assert life(photos, run, TOY.but(steps=40), resume=True).step == 40
+
+
+def test_what_a_reader_raises_is_one_line(photos, tmp_path, monkeypatch):
+    def broken(self, position): raise OSError(errno.EIO, 'Input/output error')
+    r = LineRun(TOY.but(workers=1), photos, tmp_path/'run')
+    usual, ImageSet._sample = ImageSet._sample, lambda self, p: usual(self, p) if p < 12 else broken(self, p)
+    try:
+        with pytest.raises(UserError, match='OSError: .Errno 5. Input/output error; the state after step [56] is saved') as e: run_training(r)
+    finally: ImageSet._sample = usual
+    assert '\n' not in str(e.value) and 'Traceback' not in str(e.value)
+
+
+def test_trackers_are_closed_however_a_run_ends(photos, tmp_path, monkeypatch):
+    ended = []
+    monkeypatch.setattr(runs.Accelerator, 'end_training', lambda self: ended.append(1))
+    def stop(step, n_steps, losses): signal.raise_signal(signal.SIGTERM)
+    before = threading.excepthook
+    with pytest.raises(Stopped): life(photos, tmp_path/'a', on_step=stop)
+    with pytest.raises(SystemError): life(photos, tmp_path/'b', on_step=crash_at(2))
+    life(photos, tmp_path/'c')
+    assert len(ended) == 3 and threading.excepthook is before
 
 
 # ---- signals and processes
