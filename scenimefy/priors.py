@@ -240,7 +240,9 @@ def load_segmenter(name:str='tiny', # 'tiny', 'mask2former', or a file that `tra
 def from_web(url:str, digest:str # what the file's SHA-256 begins with; 64 digits prove it, 8 exclude an accident
             ) -> Path:
     "The file at `url`, from torch's own cache or downloaded there; `WeightsError` if its digest differs."
-    path = Path(torch.hub.get_dir())/'checkpoints'/url.rsplit('/', 1)[-1]
+    home = torch.hub.get_dir()
+    if home.startswith('~'): raise WeightsError('this user has no home directory to keep weights in; set TORCH_HOME to a folder')
+    path = Path(home)/'checkpoints'/url.rsplit('/', 1)[-1]
     def missing(why): return WeightsError(f'cannot fetch {url} ({why}); get that file by hand and put it at {path}. '
                                           'Without the network there is the name tiny, a toy')
     if path.exists():

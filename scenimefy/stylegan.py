@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .core import SettingsError, UserError, atomic_path, opt, pick_device, seeded
 from .data import ImageSet
 from .runs import RunSettings, TrainingRun, frozen, run_training, update_average
-from .weights import WeightsError, find_weights, is_state, misfit, read_weights
+from .weights import WeightsError, bare, find_weights, is_state, misfit, read_weights
 
 # %% ../nbs/03_stylegan.ipynb #eq-upfirdn
 def upfirdn2d(x:Tensor,         # (B,C,H,W)
@@ -481,7 +481,7 @@ def read_stylegan(weights          # 'tiny', 'tiny-anime', 'lhq', 'shinkai-style
     if 'g_ema' not in states or not all(is_state(s) for s in states.values()):
         raise WeightsError(f'{path}: this is no StyleGAN file; it must hold a state_dict under the name g_ema '
                            '(or keys g_ema/…)')
-    return {part: {k: v.float().contiguous() if v.is_floating_point() else v for k, v in state.items()}
+    return {part: {k: v.float().contiguous() if v.is_floating_point() else v for k, v in bare(state).items()}
             for part, state in states.items()}
 
 # %% ../nbs/03_stylegan.ipynb #exp-files
