@@ -80,7 +80,7 @@ def folder_digest(folder) -> str: # 16 letters
     h = hashlib.blake2b(digest_size=8)
     for file in sorted(p for p in Path(folder).rglob('*') if p.is_file() and not p.name.startswith('.')):
         data = file.read_bytes()
-        h.update(f'{file.relative_to(folder).as_posix()}\0{len(data)}\0'.encode()); h.update(data)
+        h.update(f'{file.relative_to(folder).as_posix()}\0{len(data)}\0'.encode('utf8', 'surrogateescape')); h.update(data)
     return h.hexdigest()
 
 # %% ../nbs/12_ablate.ipynb #exp-read

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['NO_FLAG', 'CLICK_ERROR', 'BUILT', 'PLAIN', 'app', 'FILES', 'Device', 'Out', 'Resume', 'Preset', 'Reference', 'Photos',
-           'Features', 'FINE', 'NOTE', 'BROKEN', 'shown', 'help_text', 'option_name', 'flag', 'with_flags', 'numbers',
-           'chosen', 'one_line', 'tell', 'tell_warning', 'status_of', 'Program', 'program', 'open_streams', 'main',
-           'is_folder_name', 'folder', 'network', 'demo_command', 'stylize_command', 'settings_for', 'with_settings',
-           'build', 'train_command', 'usual_networks', 'pretrain_command', 'finetune_command', 'pairs_command',
-           'bake_command', 'report_on', 'evaluate_command', 'compare_command', 'ablate_command', 'package_findings',
-           'gib', 'memory_total', 'host_findings', 'tries', 'device_findings', 'bundled_findings', 'weights_findings',
-           'speed_findings', 'doctor_command']
+           'Features', 'Resize', 'FINE', 'NOTE', 'BROKEN', 'shown', 'help_text', 'option_name', 'flag', 'with_flags',
+           'numbers', 'chosen', 'one_line', 'tell', 'tell_warning', 'status_of', 'Program', 'program', 'open_streams',
+           'main', 'is_folder_name', 'folder', 'network', 'demo_command', 'stylize_command', 'settings_for',
+           'with_settings', 'build', 'train_command', 'usual_networks', 'pretrain_command', 'finetune_command',
+           'pairs_command', 'bake_command', 'report_on', 'evaluate_command', 'compare_command', 'ablate_command',
+           'package_findings', 'gib', 'memory_total', 'host_findings', 'tries', 'device_findings', 'bundled_findings',
+           'weights_findings', 'speed_findings', 'doctor_command']
 
 # %% ../nbs/15_cli.ipynb #exp-imports
 import contextlib, dataclasses, importlib, importlib.metadata, inspect, os, platform, re, shutil, sys, time, traceback, warnings
@@ -345,15 +345,17 @@ def bake_command(
 
 # %% ../nbs/15_cli.ipynb #exp-evaluate
 Reference = Annotated[Path, typer.Argument(metavar='REFERENCE', show_default=False,
-                      help='Folder of reference pictures, or reference.safetensors of an earlier report.')]
+                      help="Folder of reference pictures, reference.safetensors of an earlier report, or pytorch-fid's .npz.")]
 Photos = Annotated[Optional[Path], folder('The photos that were translated, matched by name: adds L_BCE, agreement and LPIPS.', '--photos')]
 Features = Annotated[str, typer.Option(metavar='inception|tiny|FILE', help='inception gives FID (fetched on first use, or '
                                        "pytorch-fid's FILE); tiny is an offline toy.")]
 
-def report_on(methods:dict, reference, photos, features, out, device):
+Resize = Annotated[int, typer.Option(metavar='PX', min=0, help='Squeeze every picture to this side first; 0 measures them as stored.')]
+
+def report_on(methods:dict, reference, photos, features, out, device, resize):
     "Measure folders and print the table that the report holds."
     from scenimefy.evaluate import compare_folders, comparison_rows
-    report = compare_folders(methods, reference, photos, features, out, device, progress=sys.stderr.isatty())
+    report = compare_folders(methods, reference, photos, features, out, device, progress=sys.stderr.isatty(), resize=resize)
     head, rows = comparison_rows(report)
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     for row in (head, *rows): typer.echo('  '.join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip())
@@ -367,17 +369,17 @@ def evaluate_command(
     generated: Annotated[Path, typer.Argument(metavar='GENERATED', help='Folder of pictures to judge.', show_default=False)],
     reference: Reference, photos: Photos = None, features: Features = 'inception',
     out: Annotated[Optional[Path], folder('For metrics.json, the statistics and a page [nothing is written].', '-o', '--out')] = None,
-    device: Device = 'auto'):
+    device: Device = 'auto', resize: Resize = 0):
     "How far pictures lie from a reference: FID, KID, and with --photos what they kept."
     name = generated.name if generated.name not in ('', 'photos') else 'generated'   # `photos` are the inputs
-    report_on({name: generated}, reference, photos, features, out, device)
+    report_on({name: generated}, reference, photos, features, out, device, resize)
 
 @app.command('compare')
 def compare_command(
     reference: Reference,
     methods: Annotated[List[str], typer.Argument(metavar='NAME=DIR...', help='One folder per method.', show_default=False)],
     out: Annotated[Path, folder('For metrics.json, the statistics and a page of pictures.', '-o', '--out')],
-    photos: Photos = None, features: Features = 'inception', device: Device = 'auto'):
+    photos: Photos = None, features: Features = 'inception', device: Device = 'auto', resize: Resize = 0):
     "Several methods against one reference, as Table 1 has them."
     from scenimefy.core import SettingsError
     pairs = [text.partition('=') for text in methods]
@@ -386,7 +388,7 @@ def compare_command(
     names = [name for name, _, _ in pairs]
     if twice := sorted({n for n in names if names.count(n) > 1 or n == 'photos'}):
         raise SettingsError(f"{', '.join(twice)}: every method needs a name of its own, and `photos` is the input")
-    report_on({name: Path(path) for name, _, path in pairs}, reference, photos, features, out, device)
+    report_on({name: Path(path) for name, _, path in pairs}, reference, photos, features, out, device, resize)
 
 # %% ../nbs/15_cli.ipynb #exp-ablate
 @with_settings('ablate', 'AblateSettings')

@@ -198,7 +198,7 @@ def seeded(*keys  # ints and strings
           ) -> torch.Generator: # on the CPU
     "A generator that is a pure function of its `keys`, on every machine and in every process."
     text = '\x1f'.join(f'{type(k).__name__}:{k}' for k in keys)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(text.encode('utf8', 'surrogateescape'), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, 'little') >> 1)  # 63 bits: torch takes no more
 
 def set_seed(seed:int):

@@ -7,18 +7,19 @@ __all__ = ['FID_URL', 'FID_SHA', 'KEEP', 'JUDGES', 'RAFT_URL', 'RAFT_SHA', 'TABL
            'frechet_distance', 'feature_distance', 'factor', 'factor_distance', 'check_features', 'style_features',
            'Features', 'inception_net', 'load_features', 'extrapolate', 'jackknife', 'confidence', 'kernel_distance',
            'kid', 'shrink_ways', 'Survey', 'some', 'survey', 'preflight', 'Summary', 'versions', 'summarize',
-           'save_summary', 'sizes_of', 'check_taken', 'read_summary', 'warning_for', 'format_warning', 'measure',
-           'halves', 'measure_pairs', 'error_to_truth', 'warp', 'warping_error', 'raft_flow', 'table_row',
+           'save_summary', 'sizes_of', 'read_npz', 'check_taken', 'read_summary', 'warning_for', 'format_warning',
+           'measure', 'halves', 'measure_pairs', 'error_to_truth', 'warp', 'warping_error', 'raft_flow', 'table_row',
            'comparison_rows', 'write_comparison', 'compare_folders']
 
 # %% ../nbs/11_evaluate.ipynb #exp-imports
-import html, json, platform
+import html, json, platform, unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -211,17 +212,23 @@ def jackknife(distance, x:Tensor, # function of a set; (N,D) in random order
     bias = (groups - 1)*(left.mean() - distance(x))
     return bias.item(), (groups - 1)/groups*(left - left.mean()).square().sum().item()
 
-def confidence(a:Tensor, b:Tensor) -> dict: # (N,D), (M,D): all features of both sets, in random order
+def confidence(a:Tensor, b:Tensor,  # (N,D), (M,D): all features of both sets, in random order
+               progress:bool=False  # 23 distances; of 2,048 features each takes seconds on a CPU
+              ) -> dict:
     """`corrected`, `low`, `high`: the distance without its bias of first order, and an interval of 95 %. They are None below
     2 points per dimension, where the bias is unknown; `spread`, half of the interval, then is only the spread of a value
     that is too large. None of all below 4 points."""
     groups, known = min(10, len(a)//2, len(b)//2), min(len(a), len(b)) >= 2*a.shape[1]
     if groups < 2: return dict(corrected=None, low=None, high=None, spread=None)
     fa, fb = factor(a), factor(b)
-    sides = [jackknife(lambda x: factor_distance(*factor(x), *fb), a, groups),
-             jackknife(lambda x: factor_distance(*fa, *factor(x)), b, groups)]
-    bias, variance = (sum(s) for s in zip(*sides))
-    middle, spread = factor_distance(*fa, *fb) - bias, 1.96*variance**.5
+    with tqdm(total=2*groups + 3, desc='interval', unit='distance', disable=not progress) as bar:
+        def counted(*factors):
+            bar.update()
+            return factor_distance(*factors)
+        sides = [jackknife(lambda x: counted(*factor(x), *fb), a, groups),
+                 jackknife(lambda x: counted(*fa, *factor(x)), b, groups)]
+        bias, variance = (sum(s) for s in zip(*sides))
+        middle, spread = counted(*fa, *fb) - bias, 1.96*variance**.5
     ends = dict(corrected=middle, low=middle - spread, high=middle + spread) if known else dict.fromkeys(('corrected', 'low', 'high'))
     return ends | dict(spread=spread)
 
@@ -269,6 +276,12 @@ class Survey:
     sha256: dict = field(default_factory=dict)     # {name: digest}
     sizes: dict = field(default_factory=dict)      # {(width, height): how many}
     problems: list = field(default_factory=list)
+    resize: int = 0                                # side to which every picture is squeezed before it is measured; 0: as stored
+
+    def read(self, file) -> Image.Image:
+        "A picture as it is measured."
+        im = read_image(file)
+        return im.resize((self.resize,)*2, Image.Resampling.BICUBIC) if self.resize else im   # Pillow: antialiased
 
     @property
     def formats(self) -> dict: # {suffix: how many}
@@ -279,9 +292,9 @@ def some(items, n:int=5) -> str:
     items = list(items)
     return ', '.join(map(str, items[:n])) + (f', … ({len(items)} in all)' if len(items) > n else '')
 
-def survey(name:str, folder, progress:bool=False) -> Survey:
+def survey(name:str, folder, progress:bool=False, resize:int=0) -> Survey: # resize: as in `Survey`
     "Read and hash every picture below `folder`."
-    s = Survey(name, Path(folder))
+    s = Survey(name, Path(folder), resize=resize)
     try:
         if not s.folder.is_dir(): raise ImageError(s.folder, 'there is no such folder')
         files = find_images(s.folder)
@@ -289,8 +302,8 @@ def survey(name:str, folder, progress:bool=False) -> Survey:
     unreadable, doubles = [], []
     for file in tqdm(files, desc=f'look at {name}', disable=not progress):
         place = file.relative_to(s.folder)
-        stem = place.with_suffix('').as_posix()
-        try: size = read_image(file).size
+        stem = unicodedata.normalize('NFC', place.with_suffix('').as_posix())   # a Mac stores é as e and an accent
+        try: size = s.read(file).size
         except ImageError as e: unreadable.append(f'{place} ({e.reason})'); continue
         if stem in s.files: doubles.append(stem)
         s.files[stem], s.sha256[place.as_posix()] = file, sha256_of(file)
@@ -311,7 +324,7 @@ def preflight(surveys:list, partners=(), # of `Survey`; pairs of them that must 
         for w, h in s.sizes: sizes.setdefault(f'{w}×{h}', []).append(f'{s.name} ({s.sizes[w, h]})')
     if len(sizes) > 1:
         listed = '; '.join(f'{size} in {some(where)}' for size, where in sizes.items())
-        problems.append(f'mixed sizes: {listed}. Bring all of them to one size with one filter first')
+        problems.append(f'mixed sizes: {listed}. Bring all of them to one size with one filter first, or let resize (--resize 256) do it')
     odd = [size for s in surveys for size in s.sizes if size[0] % multiple or size[1] % multiple]
     if odd: problems.append(f'the segmenter needs sides that are multiples of {multiple}, and these are not: '
                             + some(dict.fromkeys(f'{w}×{h}' for w, h in odd)))
@@ -329,7 +342,7 @@ KEEP = 8192   # vectors that are kept of a set: 67 MB of 2,048 features
 @dataclass
 class Summary:
     "All that a distance needs of a set of pictures."
-    n: int
+    n: int          # None: nobody told us
     mean: Tensor    # (D) float64
     cov: Tensor     # (D,D) float64
     kept: Tensor    # (at most KEEP, D) float32, in random order
@@ -349,14 +362,14 @@ def summarize(features:Features, s:Survey, batch:int=0, # pictures at once; 0: 4
     kept = torch.empty(len(row), features.dim)
     for start in tqdm(range(0, len(files), batch), desc=f'{features.name}: {s.name}', disable=not progress):
         part = files[start:start + batch]
-        found = features(to_model([read_image(f) for f in part]))
+        found = features(to_model([s.read(f) for f in part]))
         if (bad := ~found.isfinite().all(1)).any():
             raise UserError(f'{part[bad.nonzero()[0, 0]]}: its {features.name} features are not finite, so no distance can be '
                             'measured; look at the picture, or try --device cpu')
         m.add(found)
         for i, f in enumerate(found, start):
             if i in row: kept[row[i]] = f
-    about = dict(features=features.name, weights=features.sha256, dim=features.dim, n=m.n, versions=versions(),
+    about = dict(features=features.name, weights=features.sha256, dim=features.dim, n=m.n, resize=s.resize, versions=versions(),
                  sizes={f'{w}x{h}': k for (w, h), k in s.sizes.items()}, formats=s.formats, files=s.sha256)
     return Summary(m.n, m.mean, m.cov, kept, about)
 
@@ -371,9 +384,27 @@ def sizes_of(about:dict) -> dict: # of a `Summary` → {(width, height): how man
     "The picture sizes that went into a summary."
     return {tuple(map(int, size.split('x'))): n for size, n in about['sizes'].items()}
 
-def check_taken(s:Summary, path, features:Features):
-    "`UserError` if the summary in file `path` was taken with other features."
+def read_npz(path) -> Summary: # of pytorch-fid: mu (D), sigma (D,D)
+    "Statistics of pytorch-fid. They hold no single vectors and do not say how many pictures there were."
+    try:
+        with np.load(path, allow_pickle=False) as z: mean, cov = (torch.from_numpy(np.asarray(z[k])).double() for k in ('mu', 'sigma'))
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f'{path}: no statistics of pytorch-fid, which hold mu and sigma ({type(e).__name__}: {e})') from None
+    d = len(mean)
+    if mean.shape != (d,) or cov.shape != (d, d) or not mean.isfinite().all() or not cov.isfinite().all():
+        raise UserError(f'{path}: these statistics are damaged; take them again')
+    about = dict(features='pytorch-fid', weights='', dim=d, n=None, resize=None, sizes={}, formats={}, files={})
+    return Summary(None, mean, cov, torch.empty(0, d), about)
+
+def check_taken(s:Summary, path, features:Features, resize:int=0):
+    "`UserError` if the summary in file `path` was taken with other features, or of pictures of another size."
     a = s.about
+    if a['features'] == 'pytorch-fid':
+        if a['dim'] == features.dim and features.name.startswith('inception'): return
+        raise UserError(f"{path}: statistics of pytorch-fid, {a['dim']} features of Inception; now it is {features.name} "
+                        f'({features.dim} features). Measure with inception, or give the folder of the reference pictures')
+    if a.get('resize', 0) != resize:
+        raise UserError(f"{path}: taken with resize {a.get('resize', 0)}, now it is {resize}; use the same, or take them again")
     if (a['dim'], a['weights']) != (features.dim, features.sha256):
         raise UserError(f"{path}: taken with {a['features']} ({a['dim']} features, weights {a['weights'][:8]}), now it is "
                         f'{features.name} ({features.dim} features, weights {features.sha256[:8]}); take them again')
@@ -382,6 +413,7 @@ def read_summary(path, features:Features=None) -> Summary:
     "The summary in a file; `UserError` if it is none, is damaged, or was taken with other `features` than these."
     path = Path(path)
     if not path.is_file(): raise UserError(f'{path}: there is no such file; give a folder, or what `-o` wrote as reference.safetensors')
+    if path.suffix == '.npz': return read_npz(path)
     if file_kind(path) != 'safetensors': raise UserError(f'{path}: this is no safetensors file')
     try:
         with safe_open(path, 'pt') as f:
@@ -398,6 +430,8 @@ def read_summary(path, features:Features=None) -> Summary:
 # %% ../nbs/11_evaluate.ipynb #exp-measure
 def warning_for(n:int, m:int, dim:int) -> str: # sizes of both sets; number of features
     "What to say about sets of this size; '' if nothing."
+    if m is None: return ('the reference came as statistics alone: no KID, no interval, and nobody knows how many pictures it '
+                          'had, of which size and format')
     least = min(n, m)
     if least < 2*dim:
         rank = 'the covariance is rank deficient and '*(least <= dim)
@@ -414,15 +448,17 @@ def format_warning(a:Summary, b:Summary) -> str:
 
 def _no_nan(found:dict) -> dict: return {k: None if v != v else v for k, v in found.items()}   # JSON knows no NaN
 
-def measure(a:Summary, b:Summary) -> dict:
+def measure(a:Summary, b:Summary, progress:bool=False, device:str='cpu') -> dict: # device: for the decompositions
     """Distance and KID of a set to the reference; `corrected`, `low`, `high`, `spread` of `confidence`, if all vectors were
     kept; `by_size`, the distance of ever larger parts; `warning`."""
     found = dict(distance=frechet_distance(a.mean, a.cov, b.mean, b.cov), n=a.n, n_reference=b.n)
-    if a.n == len(a.kept) and b.n == len(b.kept): found |= confidence(a.kept, b.kept)
-    found['kid'], found['kid_error'] = kid(a.kept, b.kept)
-    least = min(len(a.kept), len(b.kept))
+    where = device if torch.device(device).type == 'cuda' else 'cpu'     # elsewhere there is no double precision
+    x, y = a.kept.to(where), b.kept.to(where)
+    if a.n == len(x) and b.n == len(y): found |= confidence(x, y, progress)
+    found['kid'], found['kid_error'] = kid(a.kept, b.kept) if len(b.kept) > 1 else (None, None)
+    least = min(len(x), len(y))
     sizes = [least*k//4 for k in (1, 2, 3, 4)] if least >= 8 else []
-    found['by_size'] = [[n, factor_distance(*factor(a.kept[:n]), *factor(b.kept[:n]))] for n in sizes]
+    found['by_size'] = [[n, factor_distance(*factor(x[:n]), *factor(y[:n]))] for n in sizes]
     return _no_nan(found) | dict(warning='; '.join(w for w in (warning_for(a.n, b.n, len(a.mean)), format_warning(a, b)) if w))
 
 def halves(s:Summary) -> dict: # empty below 4 pictures
@@ -441,7 +477,7 @@ def measure_pairs(generated:Survey, photos:Survey, segmenter, perceptual, batch:
     stems, lines = list(generated.files), []
     for start in tqdm(range(0, len(stems), batch), desc=f'content: {generated.name}', disable=not progress):
         part = stems[start:start + batch]
-        x, y = (to_model([read_image(s.files[k]) for k in part]) for s in (photos, generated))
+        x, y = (to_model([s.read(s.files[k]) for k in part]) for s in (photos, generated))
         device = next(segmenter.parameters()).device
         scores = score_pairs(segmenter, x.to(device), y.to(device))
         lines += [dict(lbce=s['lbce'], agreement=s['agreement'], nll=s['nll'], perceptual=p)
@@ -527,7 +563,7 @@ def comparison_rows(report:dict) -> tuple: # of `compare_folders` → head, rows
         if m.get('corrected') is not None: interval = f"{m['corrected']:.4g} ({m['low']:.4g} … {m['high']:.4g})"
         error = '' if m.get('kid_error') is None else f" ± {m['kid_error']:.2g}"
         content = [f'{m[k]:.4g}' if k in m else '–' for k in ('lbce', 'agreement', 'perceptual')]*pairs
-        return [name, f"{m['distance']:.4g}", interval, f"{m['kid']:.4g}{error}", *content, str(m['n']), published]
+        return [name, f"{m['distance']:.4g}", interval, f"{m['kid']:.4g}{error}" if m['kid'] is not None else '–', *content, str(m['n']), published]
     rows = [row(name, m, f'{TABLE_1[r]:.3f}' if (r := table_row(name)) else '–') for name, m in methods.items()]
     if floor: rows.append(row('reference, two halves', floor))
     seen = {table_row(name) for name in methods}
@@ -543,7 +579,7 @@ def write_comparison(report:dict, folders:dict, out, n:int=6) -> Path: # {name: 
     shared = [s for s in next(iter(folders.values())).files if all(s in f.files for f in folders.values())]
     shown = [shared[i*len(shared)//n] for i in range(n)] if len(shared) > n else shared
     cols = next((c for c in (2, 3, 4, 6) if c >= len(folders)), 6)
-    pictures = [grid_html([figure_html(read_image(f.files[s]), f'{name}: {s}', 320) for name, f in folders.items()], cols) for s in shown]
+    pictures = [grid_html([figure_html(f.read(f.files[s]), f'{name}: {s}', 320) for name, f in folders.items()], cols) for s in shown]
     head, rows = comparison_rows(report)
     warnings = sorted({m['warning'] for m in report['methods'].values()} - {''})
     notes = ''.join(f'<div class="note"><b>Careful.</b> {html.escape(w)}</div>' for w in warnings)
@@ -555,7 +591,7 @@ def write_comparison(report:dict, folders:dict, out, n:int=6) -> Path: # {name: 
     body += section_html('Side by side', 'The same scene in each column.', *pictures)
     body += section_html('How it was measured', 'All of this, with a hash for every file, is in <code>metrics.json</code>.',
                          table_html([(k, str(v)) for k, v in {**report['settings'], **report['protocol'], **report['versions']}.items()]))
-    text = page_html('methods compared', html.escape(f"{report['measure']} to {report['reference']['n']} reference pictures."), body)
+    text = page_html('methods compared', html.escape(f"{report['measure']} to {report['reference']['n'] or 'unknown'} reference pictures."), body)
     with atomic_path(Path(out)/'index.html') as tmp: tmp.write_text(text, encoding='utf8')
     return Path(out)/'index.html'
 
@@ -565,11 +601,13 @@ def compare_folders(methods:dict,            # {name: folder}
                     photos=None,             # folder of the inputs, matched by name
                     features:str='inception',# 'inception', 'tiny' or a file
                     out=None,                # for metrics.json, index.html and reference.safetensors
-                    device:str='auto', progress:bool=False) -> dict:
+                    device:str='auto', progress:bool=False,
+                    resize:int=0             # side to which every picture is squeezed first, px; 0: measured as stored
+                   ) -> dict:
     """Measure folders against one reference. `UserError` if anything is wrong with them; all of it is said before the first
     network is loaded."""
     check_features(features)
-    device, saved = pick_device(str(device)), Path(reference).suffix == '.safetensors'
+    device, saved = pick_device(str(device)), Path(reference).suffix in ('.safetensors', '.npz')
     if not methods: raise SettingsError('there is no folder to measure')
     if 'photos' in methods: raise SettingsError('`photos` is the name of the inputs; give this method another one')
     given = [*methods.values(), reference, *([photos] if photos is not None else [])]
@@ -577,7 +615,7 @@ def compare_folders(methods:dict,            # {name: folder}
     if out and any(Path(out).resolve() == Path(f).resolve() for f in given):
         raise UserError(f'{out}: this is a folder of pictures; give another one with -o')
     target = read_summary(reference) if saved else None
-    look = lambda name, folder: survey(name, folder, progress)
+    look = lambda name, folder: survey(name, folder, progress, resize)
     folders = {name: look(name, f) for name, f in methods.items()}
     first = next(iter(folders.values()))
     partners = [(first, f) for f in list(folders.values())[1:]]
@@ -588,19 +626,19 @@ def compare_folders(methods:dict,            # {name: folder}
     preflight([*folders.values(), ref], partners, 32 if photos is not None else 1)
 
     net, judges = load_features(features, device), JUDGES['tiny' if features == 'tiny' else 'inception']
-    if saved: check_taken(target, reference, net)
+    if saved: check_taken(target, reference, net, resize)
     if photos is not None: segmenter, perceptual = load_segmenter(judges[0], net.device), load_perceptual(judges[1], net.device)
     target = target or summarize(net, ref, progress=progress)
     report = dict(measure=net.measure, perceptual='LPIPS' if judges[1] == 'lpips' else 'tiny perceptual distance',
                   settings=dict(features=net.name, weights=net.sha256, dim=net.dim, device=str(net.device),
                                 kept=f'at most {KEEP} vectors of a set of n, in the order of seeded("kept", n)',
                                 segmenter=judges[0] if photos is not None else None),
-                  protocol=dict(resize='none by us; pictures are measured as stored',
+                  protocol=dict(resize=f'to {resize}×{resize} px: Pillow, bicubic, antialiased' if resize else 'none by us; pictures are measured as stored',
                                 formats={name: f.formats for name, f in folders.items()} | dict(reference=target.about.get('formats'))),
                   versions=versions(), reference=target.about, floor=halves(target), methods={}, published=dict(TABLE_1), note=CAVEAT)
     for name, f in folders.items():
         mine = summarize(net, f, progress=progress)
-        m = measure(mine, target)
+        m = measure(mine, target, progress, net.device)
         if photos is not None and name != 'photos': m |= measure_pairs(f, folders['photos'], segmenter, perceptual, progress=progress)
         report['methods'][name] = m | dict(sizes=mine.about['sizes'], files=mine.about['files'])
     if out:

@@ -32,7 +32,7 @@ def data_uri(image, side:int=640) -> str: # a PIL image, or a matplotlib figure
 # %% ../nbs/00b_page.ipynb #exp-html
 def figure_html(image, text:str, side:int=640) -> str:
     "A picture with its caption, which is also its description for those who cannot see it."
-    text = html.escape(text.encode('utf8', 'replace').decode())
+    text = html.escape(text)
     return f'<figure><img src="{data_uri(image, side)}" alt="{text}"><figcaption>{text}</figcaption></figure>'
 
 def grid_html(figures, cols:int) -> str: return f'<div class="grid g{cols}">{"".join(figures)}</div>'
@@ -94,5 +94,6 @@ def page_html(title:str, lead:str, body:str, # HTML that we wrote
     "A page that holds everything it shows."
     boxes = ''.join(f'<div class="card"><b>{html.escape(str(big))}</b><span>{html.escape(small)}</span></div>'
                     for big, small in cards)
-    return PAGE.substitute(css=CSS, title=title, lead=lead, body=body, foot=foot,
+    text = PAGE.substitute(css=CSS, title=title, lead=lead, body=body, foot=foot,
                            cards=f'<div class="cards">{boxes}</div>' if cards else '')
+    return text.encode('utf8', 'replace').decode()   # a file name may hold what is no text

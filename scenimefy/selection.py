@@ -10,7 +10,7 @@ __all__ = ['NATURAL', 'HARMS', 'RULES', 'MORE', 'SIDES', 'KNOWN', 'semantic_scor
            'recut', 'examples', 'pair_html', 'write_report']
 
 # %% ../nbs/08_selection.ipynb #exp-imports
-import colorsys, contextlib, functools, hashlib, html, json, math, shutil, time, warnings
+import colorsys, contextlib, functools, hashlib, html, json, math, re, shutil, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from .core import Settings, SettingsError, UserError, atomic_path, opt, pick_device, seeded, to_image
 from .data import ImageError, Transform, match_pairs, read_image
 from .page import data_uri, figure_html, grid_html, page_html, section_html, table_html
-from .runs import Stopped, stop_signals, write_png
+from .runs import Stopped, one_at_a_time, stop_signals, write_png
 from .stylegan import Generator, load_stylegan, truncate
 from .weights import sha256_of
 from .world import CONIFER, HELD_OUT, HOUSE, labels, render, scenes
@@ -170,7 +170,8 @@ class FolderPairs:
         self.files, self.transform, self.device = match_pairs(folder), Transform(size), pick_device(device)
         self.length = len(self.files)
         text = '\n'.join(f'{f.name} {self._digest(f)}' for pair in self.files for f in pair)
-        self.about = f'{self.length} pairs of files, {hashlib.sha256(text.encode()).hexdigest()[:16]}, {size} px'
+        signature = hashlib.sha256(text.encode('utf8', 'surrogateescape')).hexdigest()[:16]
+        self.about = f'{self.length} pairs of files, {signature}, {size} px'
 
     def _digest(self, file) -> str:
         try: return sha256_of(file)
@@ -301,19 +302,22 @@ def _ours(folder):
     strange = [p.name for p in found if p.name not in KNOWN]
     for side in SIDES:
         strange += [f'{side}/{p.name}' for p in (folder/side).glob('[!.]*')
-                    if not (p.suffix == '.png' and p.stem.isdigit() and len(p.stem) >= 8)]
+                    if not (p.suffix == '.png' and re.fullmatch('[0-9]+', p.stem) and len(p.stem) >= 8)]
     begun = (folder/'settings.json').exists()
     if not begun: strange += [p.name for p in found if p.name in ('scores.jsonl', 'report.html')]
     if not begun: strange += [f'{side}/…' for side in SIDES if any((folder/side).glob('[!.]*'))]
     if strange: raise UserError(f'{folder} holds files that this command did not make ({strange[0]}); choose an empty folder')
     return begun
 
-def open_folder(folder, cfg, made_by:dict) -> list: # the candidates that are already recorded
-    "Begin a folder of pairs, or open one that was begun with the same settings and the same networks."
-    folder = Path(folder)
+def _make_sides(folder):
     try:
         for side in SIDES: (folder/side).mkdir(parents=True, exist_ok=True)
     except OSError as e: raise UserError(f'cannot write to {folder}: {e.strerror}; choose another folder') from None
+
+def open_folder(folder, cfg, made_by:dict) -> list: # the candidates that are already recorded
+    "Begin a folder of pairs, or open one that was begun with the same settings and the same networks."
+    folder = Path(folder)
+    _make_sides(folder)
     if not _ours(folder):
         for name, text in (('source.json', json.dumps(made_by)), ('settings.json', cfg.to_json())):
             with atomic_path(folder/name) as tmp: tmp.write_text(text)
@@ -371,7 +375,13 @@ def make_pairs(cfg:SelectSettings,
                on_progress=None   # called as on_progress(candidates, passed, needed) after every batch
               ) -> Selected:      # `Hopeless`, `Stopped`, or another `UserError` if it cannot go on
     "Make pairs until `cfg.count` are accepted; the same call goes on where an earlier one was interrupted."
-    out, need = Path(out), needed(cfg)
+    out = Path(out)
+    _make_sides(out)
+    with one_at_a_time(out): return _fill(cfg, source, segmenter, out, on_progress)
+
+def _fill(cfg, source, segmenter, out, on_progress) -> Selected:
+    "`make_pairs` in a folder that nobody else writes to."
+    need = needed(cfg)
     lines = open_folder(out, cfg, dict(source=source.about, segmenter=digest(segmenter)))
     if sum(passes(line, cfg) for line in lines) < need: lines = lines[:len(lines)//cfg.batch*cfg.batch]  # whole batches
     _write_scores(out, lines, {line['seed'] for line in lines if passes(line, cfg)})

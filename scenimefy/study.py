@@ -137,7 +137,7 @@ def cast(path, study:Study, voter:str, name:str, criterion:str, method:str, seco
     now = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
     line = _line([study.id, voter, name, criterion, method, place, f'{seconds:.1f}', now])
     with open(path, 'ab') as f:
-        f.write(line.encode())
+        f.write(line.encode('utf8', 'surrogateescape'))   # a photo's name may hold what is no text
         f.flush(); os.fsync(f.fileno())
 
 # %% ../nbs/11b_study.ipynb #exp-read
@@ -146,8 +146,8 @@ def read_votes(paths) -> list: # a file, a folder of files, or a list of these
     paths = [Path(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     found = {}
     for path in (f for p in paths for f in (sorted(p.glob('*.csv')) if p.is_dir() else [p])):
-        try: text = _whole(path.read_bytes()).decode('utf8')
-        except (OSError, UnicodeDecodeError) as e: raise UserError(f'{path} cannot be read as votes: {e}') from None
+        try: text = _whole(path.read_bytes()).decode('utf8', 'surrogateescape')
+        except OSError as e: raise UserError(f'{path} cannot be read as votes: {e}') from None
         head, *rows = list(csv.reader(io.StringIO(text))) or [[]]
         if head != COLUMNS: raise UserError(f'{path} is no file of votes: its first line must be {",".join(COLUMNS)}')
         for row in rows:
