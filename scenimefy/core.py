@@ -8,7 +8,7 @@ __all__ = ['STAGES', 'stage_strip', 'UserError', 'SettingsError', 'opt', 'Settin
            'curve', 'cost', 'agree']
 
 # %% ../nbs/00_core.ipynb #exp-imports
-import contextlib, dataclasses, difflib, hashlib, json, math, os, random, secrets, textwrap, time
+import contextlib, dataclasses, difflib, hashlib, json, math, os, random, secrets, stat, textwrap, time
 import typing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -248,8 +248,11 @@ def atomic_path(path # the file to write
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = _new_file(path.parent, path.stem[:40], path.suffix)
+    mode = stat.S_IMODE(tmp.stat().st_mode)
     try:
         yield tmp
+        if stat.S_IMODE(tmp.stat().st_mode) != mode:      # safetensors puts a private file of its own in this place
+            with contextlib.suppress(OSError): os.chmod(tmp, mode)   # some disks keep no permissions
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())  # the rename must not overtake the data
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)

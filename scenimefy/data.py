@@ -122,7 +122,8 @@ def _begins_like_picture(head:bytes) -> bool:
 
 def _tiff_kind(path) -> str:
     "What the header of a TIFF file says about its numbers; '' if even that cannot be read."
-    with contextlib.suppress(Exception), open(path, 'rb') as f:
+    with contextlib.suppress(Exception), warnings.catch_warnings(), open(path, 'rb') as f:
+        warnings.simplefilter('ignore')
         tags = TiffImagePlugin.ImageFileDirectory_v2(f.read(8))
         f.seek(tags.next)
         tags.load(f)

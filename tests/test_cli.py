@@ -247,7 +247,9 @@ def test_pretrain_resume_and_start(pictures, painters, tmp_path):
     words = ['pretrain', '--photos', pictures/'photos', '-o']
     assert run(*words, tmp_path/'run', *PRETRAIN).exit_code == 0
     assert 'resume' in one_line(run(*words, tmp_path/'run', *PRETRAIN))
-    assert 'steps' in one_line(run(*words, tmp_path/'run', '--resume', '--steps', '3'), 2)
+    assert run(*words, tmp_path/'run', '--resume', '--steps', '3').exit_code == 0        # longer is fine, shorter is not
+    assert 'already made 3 steps' in one_line(run(*words, tmp_path/'run', '--resume', '--steps', '2'), 2)
+    assert 'batch' in one_line(run(*words, tmp_path/'run', '--resume', '--batch', '2'), 2)
     assert run(*words, tmp_path/'run', '--resume').exit_code == 0
     larger = [w.replace('8,8,8', '8,8,8,8').replace('16', '32') if w in ('8,8,8', '16') else w for w in PRETRAIN]
     larger[larger.index('--style-dim') + 1] = '16'
