@@ -21,7 +21,7 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf-8'), long_description_content_type='text/markdown',
     classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Education', 'Intended Audience :: Science/Research',
                  'Topic :: Scientific/Engineering :: Image Processing', *pythons],
-    packages=find_packages(include=['scenimefy', 'scenimefy.*']), package_data={'scenimefy': ['weights/*']},
+    packages=find_packages(include=['scenimefy', 'scenimefy.*']), package_data={'scenimefy': ['weights/*', 'results/*', 'results/*/*']},
     python_requires=f">={cfg['min_python']}", install_requires=shlex.split(cfg['requirements']),
     extras_require={'dev': shlex.split(cfg['dev_requirements'])},
     entry_points={'console_scripts': shlex.split(cfg['console_scripts']),

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['TOY', 'UNSELECTED', 'TABLE_4', 'TABLE_3_MORE', 'PUBLISHED', 'T975', 'MEASURES', 'COLORS', 'LIMITS', 'PLANS',
-           'interval', 'verdict', 'run_key', 'folder_digest', 'read_table', 'row_file', 'save_strip', 'run_table',
-           'rounded', 'values', 'Line', 'compare', 'sentences', 'in_parts', 'world_pictures', 'Ruler', 'world_ruler',
-           'strip', 'AblateSettings', 'world_folder', 'once', 'judges', 'plan_3', 'pair_folders', 'short_translator',
-           'translated', 'plan_4', 'measures_of', 'table_cells', 'table_markdown', 'draw_table', 'write_page', 'ablate']
+           'interval', 'verdict', 'run_key', 'folder_digest', 'bundled_results', 'read_table', 'row_file', 'save_strip',
+           'run_table', 'rounded', 'values', 'Line', 'compare', 'sentences', 'in_parts', 'world_pictures', 'Ruler',
+           'world_ruler', 'strip', 'AblateSettings', 'world_folder', 'once', 'judges', 'plan_3', 'pair_folders',
+           'short_translator', 'translated', 'plan_4', 'measures_of', 'table_cells', 'table_markdown', 'draw_table',
+           'write_page', 'ablate']
 
 # %% ../nbs/12_ablate.ipynb #exp-imports
-import hashlib, html, json, math, re, shutil, statistics, time
+import hashlib, html, importlib.resources, json, math, re, shutil, statistics, time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -84,6 +85,10 @@ def folder_digest(folder) -> str: # 16 letters
     return h.hexdigest()
 
 # %% ../nbs/12_ablate.ipynb #exp-read
+def bundled_results() -> Path:
+    "The folder of the package with the tables that the course shows, and pictures of their rows."
+    return Path(importlib.resources.files('scenimefy')/'results')
+
 def read_table(path,
                about:dict=None  # refuse a table that was measured under other conditions
               ) -> dict:        # about, scale, rows, runs
@@ -268,7 +273,7 @@ class AblateSettings(Settings):
     "How large a toy table is."
     base:   str = opt('toy', 'preset that the values started from', 'ours')
     seeds:  int = opt(3, 'runs of every row', 'ours: one run has no spread', 'runs', lo=1, hi=1000)
-    budget: int = opt(240, 'training steps of every run', 'ours: one to four minutes on one core', 'steps', lo=2)
+    budget: int = opt(240, 'training steps of every run', 'ours: a minute or two on one core', 'steps', lo=2)
     world:  int = opt(400, 'photos, and as many anime scenes, to train on', 'ours', 'images', lo=4)
     pairs:  int = opt(1000, 'pairs to train on (Table 4)', 'ours', 'pairs', lo=4)
     scenes: int = opt(300, 'held-out codes or photos that are measured', 'ours', 'images', lo=8)
@@ -405,11 +410,11 @@ def draw_table(table:dict, published:dict, decide:str='lbce', reference:str='ful
             ax.plot(v.difference, i, '|', color=color, ms=13, mew=2)
         ax.set_title(title, fontsize=10)
     for ax in axs:
-        ax.axvline(0, color='#333333', lw=.8); ax.tick_params(labelsize=9); ax.locator_params(axis='x', nbins=4)
+        ax.axvline(0, color='#333333', lw=.8); ax.tick_params(labelsize=9); ax.tick_params(axis='y', length=0); ax.locator_params(axis='x', nbins=4)
         for side in ('top', 'right', 'left'): ax.spines[side].set_visible(False)
     axs[0].set_yticks(range(len(rows)), rows); axs[0].invert_yaxis()
     fig.supxlabel(f'row − {reference}', fontsize=10)
-    fig.tight_layout(pad=.5)
+    fig.tight_layout(pad=.5, w_pad=1.5)
     return fig
 
 # %% ../nbs/12_ablate.ipynb #exp-page

@@ -41,7 +41,7 @@ class FinetuneSettings(RunSettings):
     tau:        float = opt(1., 'temperature of patch-CLIP', 'released code', lo=1e-3)
     negatives:  str   = opt('image', 'where a crop finds its negatives: same image, or same place in the batch',
                             "paper §3.1; 'batch': released code", choices=('image', 'batch'))
-    clip:       str   = opt('vit-b-32', 'CLIP of the two CLIP terms', 'paper A.1', choices=('vit-b-32', 'tiny'))
+    clip:       str   = opt('vit-b-32', 'CLIP of the two CLIP terms', 'released code', choices=('vit-b-32', 'tiny'))
     perceptual: str   = opt('vgg19', 'network of the perceptual term', 'paper A.1', choices=('vgg19', 'lpips', 'tiny'))
     r1:         float = opt(10., 'weight gamma of the R1 penalty; 0: none', 'released code', lo=0.)
     r1_every:   int   = opt(16, 'distance of two R1 steps', 'released code', 'steps', lo=1)
@@ -130,14 +130,14 @@ def scene_terms(photo:Tensor,   # (B,3,H,W) of the source
     embed = functools.partial(priors.clip, check=False) if priors.clip else None   # a generator has no fixed range
     if cfg.lam_clip:
         with torch.no_grad(): goal = embed(photo)
-        terms['clip'] = clip_distance(embed(anime), goal)                          # Eq. 1
+        terms['clip'] = clip_distance(embed(anime), goal)                          # D_CLIP of Eq. 1
     if cfg.lam_perc: terms['perc'] = priors.perceptual(anime, photo, check=False).mean()
     if cfg.lam_patch:
         def rows(images): return embed(cut(images, corners, cfg.crop).flatten(0, 1)).unflatten(0, (len(images), -1))
         with torch.no_grad(): k = rows(photo)
         q = rows(anime)                                                            # (B,N,dim)
         if cfg.negatives == 'batch': q, k = q.transpose(0, 1), k.transpose(0, 1)
-        terms['patch'] = patch_nce(q, k, cfg.tau)                                  # Eq. 2 and 3
+        terms['patch'] = patch_nce(q, k, cfg.tau)                                  # Eq. 2
     return terms
 
 # %% ../nbs/07_finetune.ipynb #exp-step

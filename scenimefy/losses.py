@@ -154,4 +154,4 @@ def clip_distance(a:Tensor,  # (B,D) embeddings of any length
     "One minus the cosine of the embeddings, mean over the batch."
     if a.ndim != 2 or a.shape != b.shape:
         raise ValueError(f'embeddings are {tuple(a.shape)} and {tuple(b.shape)}; both must be one shape (batch, dim)')
-    return (1 - F.cosine_similarity(a, b, dim=-1)).mean()  # Eq. 1
+    return (1 - F.cosine_similarity(a, b, dim=-1)).mean()  # D_CLIP of Eq. 1

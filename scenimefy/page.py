@@ -19,7 +19,9 @@ def shrink(image:Image.Image, side:int) -> Image.Image:
     return image.resize([max(1, round(s*scale)) for s in image.size], Image.Resampling.LANCZOS)
 
 # %% ../nbs/00b_page.ipynb #exp-uri
-def data_uri(image, side:int=640) -> str: # a PIL image, or a matplotlib figure
+def data_uri(image,        # a PIL image, or a matplotlib figure
+             side:int=640  # largest side of a PIL image, px; figures keep their size
+            ) -> str:
     "The picture as an address that holds the picture."
     buffer = io.BytesIO()
     if hasattr(image, 'savefig'): kind = 'png'; image.savefig(buffer, format=kind)

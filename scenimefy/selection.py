@@ -239,11 +239,11 @@ def _swap(s, k:int, at:int): # a conifer for a house, a house for a tree
 class SelectSettings(Settings):
     "How many pairs are made, and which may enter the training set."
     count:          int   = opt(30_000, 'accepted pairs to make', 'paper §4.1', 'pairs', lo=1)
-    max_lbce:       float = opt(5., 'a pair must stay below this L_BCE', 'paper §4.1', 'nats', lo=0.)
+    max_lbce:       float = opt(5., 'a pair must stay below this L_BCE', 'paper §3.2', 'nats', lo=0.)
     min_categories: int   = opt(2, 'fewest classes in the photo', 'paper §3.2', 'classes', lo=1)
     keep_best:      float = opt(1., 'of the pairs that pass, the share with the lowest L_BCE that is kept',
                                 'ours: a rule that does not depend on the scale', lo=.001, hi=1.)
-    psi:            float = opt(.7, 'truncation of the styles', 'released code', lo=0., hi=1.)
+    psi:            float = opt(.7, 'truncation of the styles', 'paper §4.1', lo=0., hi=1.)
     seed:           int   = opt(0, 'of the first pair; each further one adds 1', 'ours: the released code has none', lo=0)
     segmenter:      str   = opt('mask2former', 'tiny, mask2former, or a file', 'paper A.2')
     batch:          int   = opt(16, 'pairs that are made and scored together', 'ours: the released code takes one', 'pairs', lo=1)

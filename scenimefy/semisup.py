@@ -24,10 +24,10 @@ from .translator import (TAPS, PatchCritic, PatchHeads, ResnetGenerator, init_we
 # %% ../nbs/09_semisup.ipynb #exp-settings
 @dataclass(frozen=True)
 class SemisupSettings(RunSettings):
-    "Everything that decides how a translator is trained. The defaults are the paper's."
+    "Everything that decides how a translator is trained. The defaults are the paper's, or the released code's where the paper is silent."
     size:         int   = opt(256, 'side of a training image', 'paper §4.1', 'px', lo=16, hi=4096)
     load_size:    int   = opt(256, 'side an image is resized to before the crop', 'released code', 'px', lo=16, hi=8192)
-    batch:        int   = opt(1, 'images of each kind per step and process', 'paper §4.1', 'images', lo=1)
+    batch:        int   = opt(1, 'images of each kind per step and process', 'paper A.2', 'images', lo=1)
     epochs:       int   = opt(20, 'length of the training; schedules count in epochs', 'paper §4.1', 'epochs', lo=2)
     epoch_steps:  int   = opt(0, 'steps of an epoch; 0: one pass over the larger folder', 'ours: for short runs', 'steps', lo=0)
     ngf:          int   = opt(64, "width of the translator's first layer", 'released code', 'channels', lo=2)
@@ -35,9 +35,9 @@ class SemisupSettings(RunSettings):
     ndf:          int   = opt(64, "width of the critics' first layer", 'released code', 'channels', lo=2)
     n_layers:     int   = opt(3, 'strided layers of the critics', 'released code', lo=1, hi=5)
     head_dim:     int   = opt(256, 'length of a patch vector', 'released code', lo=2)
-    n_patches:    int   = opt(256, 'patches per image and tap', 'paper §4.1', lo=2)
+    n_patches:    int   = opt(256, 'patches per image and tap', 'paper A.1', lo=2)
     init:         str   = opt('xavier', "start: Xavier with gain 0.02, or torch's default", 'released code', choices=('xavier', 'default'))
-    lr:           float = opt(2e-4, 'Adam step size of all five optimizers', 'paper §4.1', lo=0., hi=1.)
+    lr:           float = opt(2e-4, 'Adam step size of all five optimizers', 'released code', lo=0., hi=1.)
     betas:        tuple = opt((.5, .999), 'Adam memory of the gradient and of its square', 'released code', lo=0., hi=.99999)
     lam_gan:      float = opt(1., 'unpaired adversarial term (D_U)', 'paper Eq. 7', lo=0.)
     lam_src:      float = opt(.05, 'semantic relation consistency', 'paper §4.1', lo=0.)

@@ -224,10 +224,10 @@ def draw_ballot(study:Study, voter:str, number:int=0): # number: of the question
     name, criterion = questions(study, voter)[number]
     i, order = study.names.index(name), arrangement(study, voter, name)
     images = [study.photos[i], *(study.pictures[m][i] for m in order)]
-    fig, axs = plt.subplots(1, len(images), figsize=(1.6*len(images), 2.1), dpi=72)
+    fig, axs = plt.subplots(1, len(images), figsize=(1.6*len(images), 2.2), dpi=72)
     for ax, im, title in zip(axs, images, ['the photo', *LETTERS]):
         ax.imshow(im, interpolation='nearest'); ax.set_title(title, fontsize=10); ax.axis('off')
-    fig.suptitle(CRITERIA[criterion], fontsize=11); fig.tight_layout(pad=.4); plt.show()
+    fig.suptitle(CRITERIA[criterion], fontsize=11); fig.tight_layout(pad=.4, rect=(0, 0, 1, .97)); plt.show()
 
 # %% ../nbs/11b_study.ipynb #eq-wilson
 def wilson(k, n,             # votes for a method, votes in all; numbers or arrays

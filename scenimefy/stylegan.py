@@ -354,8 +354,8 @@ class PretrainSettings(RunSettings):
     lr:         float = opt(.002, 'Adam step size, before the correction for lazy terms', 'released code', lo=0., hi=1.)
     r1:         float = opt(10., 'weight gamma of the R1 penalty; 0: none', 'released code', lo=0.)
     r1_every:   int   = opt(16, 'distance of two R1 steps', 'released code', 'steps', lo=1)
-    path:       float = opt(2., 'weight of the path-length penalty; 0: none', 'released code', lo=0.)
-    path_every: int   = opt(4, 'distance of two path-length steps', 'released code', 'steps', lo=1)
+    path:       float = opt(2., 'weight of the path-length penalty; 0: none', 'StyleGAN2 code by rosinality', lo=0.)
+    path_every: int   = opt(4, 'distance of two path-length steps', 'StyleGAN2 code by rosinality', 'steps', lo=1)
     mixing:     float = opt(.9, 'share of steps that mix two styles', 'released code', lo=0., hi=1.)
     ema:        float = opt(.99778, 'decay of the averaged generator', 'released code: 0.5^(32/10000)', lo=0., hi=.99999)
     lam_token:  float = opt(0., 'weight of a second critic on given frozen features', 'ours: for small budgets', lo=0.)
@@ -381,7 +381,7 @@ class TokenCritic(nn.Module):
     "A light critic that looks at frozen features instead of pixels."
     def __init__(self, dim:int, width:int=64):
         super().__init__()
-        # it must see how patches lie to each other: patch by patch it told 62 % of our samples apart, so 95 %
+        # it must see how patches lie to each other: patch by patch it told far fewer of our samples apart
         self.layers = nn.Sequential(nn.Conv2d(dim, width, 3, stride=2, padding=1), nn.LeakyReLU(.2),
                                     nn.Conv2d(width, width, 3, stride=2, padding=1), nn.LeakyReLU(.2),
                                     nn.Conv2d(width, 1, 2))

@@ -192,7 +192,7 @@ def _aside(x, center, room):
 
 # %% ../nbs/01_world.ipynb #exp-objects
 def _place_objects(seed, p, lake, course):
-    "Two houses at most and six trees at most, none of them in the water or on each other."
+    "Two houses at most and six trees at most, none of them in the lake; pushed off rivers, paths and houses."
     u, slot = rand(seed, 'objects', 8, 6), torch.arange(8)[None]
     n_house = (u[:, 0, 0] < p['house']).long() + (u[:, 1, 0] < p['house']*.35).long()
     n_tree = (rand(seed, 'grove')*7*(.4 + p['trees'])).floor().clamp(max=6)
