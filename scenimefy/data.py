@@ -272,6 +272,10 @@ def _is_picture(path:str) -> bool:
             with open(path, 'rb') as f: return _begins_like_picture(f.read(16))
     return False
 
+def _leads_back(link:str, top) -> bool:
+    "Whether a link leads to a folder that holds `top`, such as the whole disk."
+    return os.path.islink(link) and Path(os.path.realpath(top)).is_relative_to(os.path.realpath(link))
+
 def _folders(top:Path):
     "(folder, names of its files), `top` first; follows links, visits nothing twice, skips hidden and junk folders."
     seen = set()
@@ -285,6 +289,9 @@ def _folders(top:Path):
             continue
         seen.add((info.st_dev, info.st_ino))
         kept = [f for f in folders if not f.startswith('.') and f not in _JUNK]
+        for f in [f for f in kept if _leads_back(os.path.join(root, f), top)]:
+            warnings.warn(f'{_printable(os.path.join(root, f))}: this link leads back to a folder around {_printable(top)} and is left out')
+            kept.remove(f)
         folders[:] = sorted(kept, key=lambda f: (os.path.islink(os.path.join(root, f)), f))   # true folders first
         yield Path(root), [name for name in names if not name.startswith('.')]
 

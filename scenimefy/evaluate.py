@@ -7,9 +7,9 @@ __all__ = ['FID_URL', 'FID_SHA', 'KEEP', 'JUDGES', 'RAFT_URL', 'RAFT_SHA', 'TABL
            'frechet_distance', 'feature_distance', 'factor', 'factor_distance', 'check_features', 'style_features',
            'Features', 'inception_net', 'load_features', 'extrapolate', 'jackknife', 'confidence', 'kernel_distance',
            'kid', 'shrink_ways', 'Survey', 'some', 'survey', 'preflight', 'Summary', 'versions', 'summarize',
-           'save_summary', 'sizes_of', 'read_npz', 'check_taken', 'read_summary', 'warning_for', 'format_warning',
-           'measure', 'halves', 'measure_pairs', 'error_to_truth', 'warp', 'warping_error', 'raft_flow', 'table_row',
-           'comparison_rows', 'write_comparison', 'compare_folders']
+           'save_summary', 'sizes_of', 'read_npz', 'check_resize', 'check_taken', 'read_summary', 'warning_for',
+           'format_warning', 'measure', 'halves', 'measure_pairs', 'error_to_truth', 'warp', 'warping_error',
+           'raft_flow', 'table_row', 'comparison_rows', 'write_comparison', 'compare_folders']
 
 # %% ../nbs/11_evaluate.ipynb #exp-imports
 import html, json, platform, unicodedata
@@ -396,15 +396,18 @@ def read_npz(path) -> Summary: # of pytorch-fid: mu (D), sigma (D,D)
     about = dict(features='pytorch-fid', weights='', dim=d, n=None, resize=None, sizes={}, formats={}, files={})
     return Summary(None, mean, cov, torch.empty(0, d), about)
 
-def check_taken(s:Summary, path, features:Features, resize:int=0):
-    "`UserError` if the summary in file `path` was taken with other features, or of pictures of another size."
+def check_resize(s:Summary, path, resize:int):
+    "`UserError` if the pictures behind the summary in file `path` were squeezed to another side; pytorch-fid does not say."
+    was = s.about.get('resize', 0)
+    if was not in (None, resize): raise UserError(f'{path}: taken with resize {was}, now it is {resize}; use the same, or take them again')
+
+def check_taken(s:Summary, path, features:Features):
+    "`UserError` if the summary in file `path` was taken with other features."
     a = s.about
     if a['features'] == 'pytorch-fid':
         if a['dim'] == features.dim and features.name.startswith('inception'): return
         raise UserError(f"{path}: statistics of pytorch-fid, {a['dim']} features of Inception; now it is {features.name} "
                         f'({features.dim} features). Measure with inception, or give the folder of the reference pictures')
-    if a.get('resize', 0) != resize:
-        raise UserError(f"{path}: taken with resize {a.get('resize', 0)}, now it is {resize}; use the same, or take them again")
     if (a['dim'], a['weights']) != (features.dim, features.sha256):
         raise UserError(f"{path}: taken with {a['features']} ({a['dim']} features, weights {a['weights'][:8]}), now it is "
                         f'{features.name} ({features.dim} features, weights {features.sha256[:8]}); take them again')
@@ -413,7 +416,10 @@ def read_summary(path, features:Features=None) -> Summary:
     "The summary in a file; `UserError` if it is none, is damaged, or was taken with other `features` than these."
     path = Path(path)
     if not path.is_file(): raise UserError(f'{path}: there is no such file; give a folder, or what `-o` wrote as reference.safetensors')
-    if path.suffix == '.npz': return read_npz(path)
+    if path.suffix == '.npz':
+        s = read_npz(path)
+        if features: check_taken(s, path, features)
+        return s
     if file_kind(path) != 'safetensors': raise UserError(f'{path}: this is no safetensors file')
     try:
         with safe_open(path, 'pt') as f:
@@ -615,6 +621,7 @@ def compare_folders(methods:dict,            # {name: folder}
     if out and any(Path(out).resolve() == Path(f).resolve() for f in given):
         raise UserError(f'{out}: this is a folder of pictures; give another one with -o')
     target = read_summary(reference) if saved else None
+    if saved: check_resize(target, reference, resize)
     look = lambda name, folder: survey(name, folder, progress, resize)
     folders = {name: look(name, f) for name, f in methods.items()}
     first = next(iter(folders.values()))
@@ -626,7 +633,7 @@ def compare_folders(methods:dict,            # {name: folder}
     preflight([*folders.values(), ref], partners, 32 if photos is not None else 1)
 
     net, judges = load_features(features, device), JUDGES['tiny' if features == 'tiny' else 'inception']
-    if saved: check_taken(target, reference, net, resize)
+    if saved: check_taken(target, reference, net)
     if photos is not None: segmenter, perceptual = load_segmenter(judges[0], net.device), load_perceptual(judges[1], net.device)
     target = target or summarize(net, ref, progress=progress)
     report = dict(measure=net.measure, perceptual='LPIPS' if judges[1] == 'lpips' else 'tiny perceptual distance',

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MOMENTS', 'SAVE_SECONDS', 'RUN_FILES', 'RunSettings', 'CheckpointError', 'state_tensors', 'restore',
            'save_checkpoint', 'checkpoints', 'read_checkpoint', 'Stopped', 'Diverged', 'History', 'read_lines',
-           'read_history', 'one_at_a_time', 'frozen', 'update_average', 'write_png', 'stop_signals', 'fingerprint',
-           'new_accelerator', 'TrainingRun', 'look_at', 'resume_run', 'died_young', 'begin_run', 'plain_words',
-           'rescued', 'trackers', 'run_training', 'all_steps']
+           'read_history', 'one_at_a_time', 'frozen', 'update_average', 'write_png', 'stop_signals', 'deaths_in_turn',
+           'fingerprint', 'new_accelerator', 'TrainingRun', 'look_at', 'resume_run', 'died_young', 'begin_run',
+           'plain_words', 'rescued', 'trackers', 'run_training', 'all_steps']
 
 # %% ../nbs/02b_runs.ipynb #exp-imports
 import contextlib, errno, hashlib, json, math, os, signal, threading, time, traceback, typing, warnings
@@ -68,10 +68,12 @@ def restore(tensors:dict, nets, optims, average=None):
     try: nets.load_state_dict(part('net/'), strict=True)
     except RuntimeError as e: wrong(str(e).splitlines()[-1].strip())
     for name, optim in optims.items():
+        if not part(f'optim/{name}/'): wrong(f'the memory of Adam for {name} is missing')
         learning = {id(p) for group in optim.param_groups for p in group['params']}
         for key, p in getattr(nets, name).named_parameters():
             state = part(f'optim/{name}/{key}/')
-            if set(state) != (MOMENTS if id(p) in learning else set()): wrong(f'the memory of Adam for {name}/{key} holds {sorted(state)}')
+            fits = set(state) == MOMENTS if id(p) in learning else not state
+            if not fits and state: wrong(f'the memory of Adam for {name}/{key} holds {sorted(state)}')
             if any(v.ndim and v.shape != p.shape for v in state.values()): wrong(f'the memory of Adam for {name}/{key} has another shape')
             if state: optim.state[p] = {k: _like(v, p, optim.defaults['fused']) for k, v in state.items()}
     if average is not None: average.load_state_dict(part('average/'), strict=True)
@@ -178,6 +180,16 @@ def stop_signals():
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
+@contextlib.contextmanager
+def deaths_in_turn():
+    """When a reader dies, torch raises an error in whatever line is running, in the middle of a step too. While this block
+    runs, the death is noticed when the next batch is due."""
+    here = hasattr(signal, 'SIGCHLD') and threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if here else None
+    try: yield
+    finally:
+        if here: signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
 # %% ../nbs/02b_runs.ipynb #exp-fingerprint
 def fingerprint(shelves:dict) -> dict:
     "What the folders hold, by name and order: a run may only be resumed on the same."
@@ -250,8 +262,10 @@ class TrainingRun:
     def feed(self):
         "The batches that are still to come, one tuple of tensors per step."
         args = (self.cfg.batch, self.step, self.n_steps - self.step, self.cfg.workers, self.rank, self.world)
-        for parts in zip(*(loader(s, *args) for s in self.sets)):
-            yield [t.to(self.device, non_blocking=True, memory_format=self.layout) for part in parts for t in part]
+        readers = zip(*(loader(s, *args) for s in self.sets))
+        with deaths_in_turn():
+            for parts in readers:
+                yield [t.to(self.device, non_blocking=True, memory_format=self.layout) for part in parts for t in part]
 
     # `self.step` updates have been made when this is called; returns {name: loss}
     def take_step(self, batch) -> dict: raise NotImplementedError
@@ -324,8 +338,8 @@ def plain_words(error:Exception, folder) -> str:
     "One line about a failure of a disk or of a process that reads ahead."
     text = str(error).strip().splitlines()
     if getattr(error, 'errno', 0) in (errno.ENOSPC, errno.EDQUOT): return f'the disk of {folder} is full, so free some space'
-    if text and text[0].startswith('DataLoader worker'):
-        return f'a process that reads pictures ended ({text[0]}); with workers = 0 none is needed'
+    if (text and text[0].startswith('DataLoader worker')) or isinstance(error, (ConnectionError, EOFError)):
+        return f'a process that reads pictures ended ({text[0] if text else type(error).__name__}); with workers = 0 none is needed'
     return f'{type(error).__name__}: {text[-1] if text else "no explanation"}'
 
 @contextlib.contextmanager
@@ -335,12 +349,12 @@ def rescued(r:TrainingRun):
     except (Stopped, Diverged, StopIteration): raise
     except Exception as error:
         why = str(error) if isinstance(error, UserError) else plain_words(error, r.folder)
+        traceback.clear_frames(error.__traceback__)   # they hold the readers, who would wait there for their end
         left = f'the state after step {r.saved} is saved, go on with --resume' if r.saved else 'nothing had been saved yet'
         if r.step > r.saved:
             with contextlib.suppress(UserError):
                 r.save()
                 left = f'the state after step {r.step} is saved, go on with --resume'
-        traceback.clear_frames(error.__traceback__)   # they hold the readers, who would wait there for their end
         raise UserError(f'{why}; {left}') from error
 
 @contextlib.contextmanager

@@ -249,7 +249,7 @@ def test_pretrain_resume_and_start(pictures, painters, tmp_path):
     assert 'resume' in one_line(run(*words, tmp_path/'run', *PRETRAIN))
     assert run(*words, tmp_path/'run', '--resume', '--steps', '3').exit_code == 0        # longer is fine, shorter is not
     assert 'already made 3 steps' in one_line(run(*words, tmp_path/'run', '--resume', '--steps', '2'), 2)
-    assert 'batch' in one_line(run(*words, tmp_path/'run', '--resume', '--batch', '2'), 2)
+    assert 'batch' in one_line(run(*words, tmp_path/'run', '--resume', '--batch', '4'), 2)
     assert run(*words, tmp_path/'run', '--resume').exit_code == 0
     larger = [w.replace('8,8,8', '8,8,8,8').replace('16', '32') if w in ('8,8,8', '16') else w for w in PRETRAIN]
     larger[larger.index('--style-dim') + 1] = '16'
@@ -397,3 +397,77 @@ def test_demo_keeps_what_is_not_its_own(small_demo, tmp_path):
     assert (tmp_path/'work'/'thesis.txt').read_text() == 'all of it'
     (tmp_path/'file').touch()
     assert '-o' in one_line(run('demo', '-o', tmp_path/'file'))
+
+
+# --- streams, names, warnings ------------------------------------------------------------------------
+
+def test_closed_streams(net, tmp_path):
+    "A service without standard output or error gets its work done all the same."
+    Image.new('RGB', (9, 7)).save(tmp_path/'p.png')
+    command = ' '.join([*map(repr, PROGRAM[:2]), f"'{PROGRAM[2]}'", 'stylize', 'p.png', '-o', '{out}', '--weights', f"'{net}'"])
+    for out, closing in (('a', '2>&-'), ('b', '>&-'), ('c', '>&- 2>&- <&-')):
+        done = subprocess.run(['sh', '-c', f'{command.format(out=out)} {closing}'], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and (tmp_path/out/'p.png').exists(), (closing, done.stderr)
+        assert 'Traceback' not in done.stderr
+
+def test_warnings_are_one_line(net, tmp_path):
+    frame = Image.new('RGB', (9, 7), 'red')
+    frame.save(tmp_path/'moves.gif', save_all=True, append_images=[Image.new('RGB', (9, 7), 'blue')])
+    done = shell('stylize', 'moves.gif', '-o', 'out', '--weights', net, cwd=tmp_path)
+    assert done.returncode == 0
+    assert [l for l in done.stderr.splitlines() if l] == ['scenimefy: note: moves.gif: it holds 2 frames or pages, and only the first is read']
+
+def test_out_may_be_a_file_or_is_refused(net, pictures, folders, tmp_path):
+    photo = pictures/'photos'/'0.png'
+    assert run('stylize', photo, '-o', tmp_path/'scene.png', '--weights', net).exit_code == 0
+    assert Image.open(tmp_path/'scene.png').size == (20, 20)
+    assert 'give a folder' in one_line(run('stylize', pictures/'photos', '-o', tmp_path/'all.png', '--weights', net), 2)
+    for words in (['train', *folders, *SMALL], ['demo'], ['compare', pictures/'anime', f"a={pictures/'photos'}"]):
+        refused = run(*words, '-o', tmp_path/'page.html')
+        assert refused.exit_code == 2 and 'named like a file' in ' '.join(refused.output.replace('│', ' ').split()), refused.output
+    (tmp_path/'v1.zip').mkdir()                                            # an odd name of a folder that is there
+    assert run('stylize', photo, '-o', tmp_path/'v1.zip', '--weights', net).exit_code == 0
+
+def test_max_pixels(net, pictures, tmp_path):
+    words = ['stylize', pictures/'photos'/'0.png', '-o', tmp_path/'out', '--weights', net, '--max-pixels']
+    assert '--max-pixels' in one_line(run(*words, 399))
+    assert run(*words, 400).exit_code == 0
+
+def test_nobody_home(monkeypatch, tmp_path):
+    "A user without a home directory is told what to set; `doctor` does not call that broken."
+    import pathlib
+    from scenimefy.weights import WeightsError, weights_home
+    monkeypatch.delenv('SCENIMEFY_HOME', raising=False)
+    def nowhere(): raise RuntimeError('Could not determine home directory.')
+    monkeypatch.setattr(pathlib.Path, 'home', nowhere)
+    with pytest.raises(WeightsError, match='SCENIMEFY_HOME'): weights_home()
+    monkeypatch.setattr(cli, 'bundled_findings', list)
+    assert [mark for mark, *_ in cli.weights_findings()] == [cli.NOTE]
+
+def test_a_drive_that_is_unplugged_ends_the_program(pictures, tmp_path):
+    "Readers in processes of their own fail: one line, the state is saved, and the program ends."
+    import shutil
+    for sub in ('photos', 'anime', 'pairs'): shutil.copytree(pictures/sub, tmp_path/sub)
+    words = ['train', '--photos', 'photos', '--anime', 'anime', '--pairs', 'pairs', '-o', 'run', *SMALL, '--epochs', '2', '--epoch-steps', '3000',
+             '--save-every', '100000', '--workers', '2']
+    process = subprocess.Popen([*PROGRAM, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    for _ in range(600):
+        log = tmp_path/'run'/'log.jsonl'
+        if log.exists() and log.read_text().count('\n') > 3: break
+        time.sleep(.1)
+    for file in (tmp_path/'anime').iterdir(): file.unlink()
+    _, err = process.communicate(timeout=90)
+    said = [l for l in re.split('[\r\n]', err) if l.startswith('scenimefy: ') and 'note:' not in l]
+    assert process.returncode == 1 and len(said) == 1 and 'is saved, go on with --resume' in said[0], err[-500:]
+    assert list((tmp_path/'run'/'checkpoints').glob('*.safetensors'))
+
+def test_names_that_are_no_text(folders, pictures, tmp_path):
+    "A frame whose name is Shift-JIS bytes is trained on like any other, and its run can be saved."
+    import shutil
+    shutil.copytree(pictures/'anime', tmp_path/'anime')
+    os.rename(os.fsencode(tmp_path/'anime'/'0.png'), os.fsencode(tmp_path/'anime') + b'/' + '夕焼け'.encode('shift_jis') + b'.png')
+    words = ['train', *folders, '-o', tmp_path/'run', *SMALL]
+    words[words.index('--anime') + 1] = tmp_path/'anime'
+    assert run(*words).exit_code == 0
+    assert run('train', *folders[:2], '--anime', tmp_path/'anime', *folders[4:], '-o', tmp_path/'run', '--resume').exit_code == 0

@@ -3,6 +3,7 @@ import json
 import math
 import pickle
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from scenimefy import evaluate
 from scenimefy.cli import app
 from scenimefy.core import SettingsError, UserError, to_image
 from scenimefy.evaluate import (KEEP, Features, Moments, compare_folders, confidence, factor, factor_distance, feature_distance,
-                                frechet_distance, jackknife, kernel_distance, kid, load_features, moments, preflight, raft_flow,
+                                frechet_distance, jackknife, kernel_distance, kid, load_features, measure, moments, preflight, raft_flow,
                                 read_summary, summarize, survey, table_row, warning_for, warp, warping_error)
 from scenimefy.world import HELD_OUT, render
 
@@ -324,3 +326,69 @@ def test_commands(folders, tmp_path):
 def test_compare_refuses(folders, tmp_path, args, status):
     done = run('compare', folders/'reference', *args, '--features', 'tiny', '-o', tmp_path/'r')
     assert done.exit_code == status and not (tmp_path/'r').exists()
+
+
+# --- other people's statistics, one size for all, names ------------------------------------------------
+
+def test_statistics_of_pytorch_fid(folders, tmp_path):
+    "mu and sigma in an .npz: read where the features are the same, refused with the reason where they are not."
+    net = Features(lambda x: x.flatten(1)[:, :12], 'inception (test)', 12, 'abc')
+    ref, mine = (summarize(net, survey('s', folders/name)) for name in ('reference', 'anime'))
+    np.savez(tmp_path/'stats.npz', mu=ref.mean.numpy(), sigma=ref.cov.numpy())
+    taken = read_summary(tmp_path/'stats.npz', net)
+    found = measure(mine, taken)
+    assert math.isclose(found['distance'], frechet_distance(mine.mean, mine.cov, ref.mean, ref.cov), rel_tol=1e-9)
+    assert found['kid'] is None and found['n_reference'] is None and found['by_size'] == [] and 'statistics alone' in found['warning']
+    with pytest.raises(UserError, match='12 features of Inception; now it is tiny'): read_summary(tmp_path/'stats.npz', load_features('tiny'))
+    for content, words in ((dict(mu=np.zeros(3)), 'mu and sigma'), (dict(mu=np.zeros(3), sigma=np.eye(4)), 'damaged'),
+                           (dict(mu=np.full(3, np.nan), sigma=np.eye(3)), 'damaged'), (dict(mu=np.array([{}]), sigma=np.eye(1)), 'pytorch-fid')):
+        np.savez(tmp_path/'bad.npz', **content)
+        with pytest.raises(UserError, match=words): read_summary(tmp_path/'bad.npz')
+    (tmp_path/'text.npz').write_text('no archive')
+    with pytest.raises(UserError, match='pytorch-fid'): read_summary(tmp_path/'text.npz')
+
+
+def test_a_report_on_statistics_alone(folders, tmp_path, monkeypatch):
+    net = Features(lambda x: x.flatten(1)[:, :12], 'inception (test)', 12, 'abc')
+    monkeypatch.setattr(evaluate, 'load_features', lambda *_: net)
+    ref = summarize(net, survey('s', folders/'reference'))
+    np.savez(tmp_path/'stats.npz', mu=ref.mean.numpy(), sigma=ref.cov.numpy())
+    report = compare_folders({'ours': folders/'anime'}, tmp_path/'stats.npz', out=tmp_path/'out', device='cpu')
+    head, (row, *_) = evaluate.comparison_rows(report)
+    assert row[head.index('KID ↓')] == '–' and (tmp_path/'out'/'index.html').exists()
+
+
+def test_mixed_sizes_become_one(folders, spoiled, tmp_path):
+    "Refused without `resize`; with it, every picture is squeezed by Pillow's bicubic filter, and the report says so."
+    odd = next(spoiled.iterdir())
+    Image.open(odd).resize((80, 48)).save(odd)
+    words = ['evaluate', spoiled, folders/'reference', '--features', 'tiny', '-o', tmp_path/'out']
+    refused = CliRunner().invoke(app, [str(w) for w in words])
+    assert refused.exit_code == 1 and '--resize' in refused.output
+    assert CliRunner().invoke(app, [str(w) for w in [*words, '--resize', '32']]).exit_code == 0
+    report = json.loads((tmp_path/'out'/'metrics.json').read_text())
+    assert '32×32' in report['protocol']['resize']
+    small = tmp_path/'small'
+    for name, folder in (('anime', spoiled), ('reference', folders/'reference')):
+        (small/name).mkdir(parents=True)
+        for f in folder.iterdir(): Image.open(f).convert('RGB').resize((32, 32), Image.Resampling.BICUBIC).save(small/name/f.name)
+    by_hand = compare_folders({'x': small/'anime'}, small/'reference', features='tiny', device='cpu')['methods']['x']['distance']
+    (name, found), = report['methods'].items()
+    assert math.isclose(found['distance'], by_hand, rel_tol=1e-6)
+    saved = tmp_path/'out'/'reference.safetensors'
+    with pytest.raises(UserError, match='taken with resize 32'): compare_folders({'x': folders/'anime'}, saved, features='tiny', device='cpu')
+
+
+def test_partners_in_other_unicode_forms(folders, tmp_path):
+    for name, form in (('a', 'NFC'), ('b', 'NFD')):
+        (tmp_path/name).mkdir()
+        for i in range(2): shutil.copy(folders/'anime'/'00.png', tmp_path/name/unicodedata.normalize(form, f'é{i}.png'))
+    a, b = survey('a', tmp_path/'a'), survey('b', tmp_path/'b')
+    assert a.files.keys() == b.files.keys()
+    preflight([a, b], [(a, b)])
+
+
+def test_an_interval_shows_its_progress(capsys):
+    a, b = cloud(30, 2, 1).float(), cloud(30, 2, 2).float()
+    assert confidence(a, b, progress=True) == confidence(a, b)
+    assert '23/23' in capsys.readouterr().err

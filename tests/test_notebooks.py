@@ -1,6 +1,7 @@
 "The notebooks as a whole: in sync with the library, readable on the web, importable in order."
 import ast
 import configparser
+import json
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import nbformat
 import pytest
 
 from make_readme import readme_text
+from run_notebooks import figures, run_twice
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
@@ -70,6 +72,59 @@ def test_outputs_are_committed(path):
     errors = [c.id for c in code for o in c.outputs if o.output_type == 'error']
     assert not errors
     assert path.stat().st_size < 1_500_000
+
+
+@lesson
+def test_every_figure_is_described(path):
+    "Each picture carries a text for those who cannot see it; `tests/run_notebooks.py` copies it from the cell's metadata."
+    for c in cells(path):
+        shown = figures(c)
+        texts = [output.metadata.get(kind, {}).get('alt', '') for output, kind in shown]
+        assert texts == list(c.metadata.get('alt', [])), f'{c.id}: {len(shown)} figures, {len(c.metadata.get("alt", []))} descriptions'
+        assert all(20 <= len(t) <= 400 and '\n' not in t for t in texts), c.id
+        if c.cell_type != 'markdown': continue
+        for text, link in re.findall(r'!\[([^]]*)\]\(([^)]*)\)', c.source): assert len(text) >= 12, (c.id, link)
+
+
+def test_index_pictures_are_described():
+    found = [t for c in cells(ROOT/'nbs'/'index.ipynb') for t, _ in re.findall(r'!\[([^]]*)\]\((images/[^)]*)\)', c.source)]
+    assert len(found) >= 2 and all(len(t) >= 40 for t in found)
+
+
+@lesson
+def test_equations_are_called_what_they_are(path):
+    "Eq. 1 is D_CLIP with the perceptual term, Eq. 2 the patch loss, Eq. 3 the total; the paper gives no learning rate."
+    for c in cells(path):
+        assert not re.search(r'Eq\. 2(, | and )3\b|learning rate of the paper|paper.s learning rate', c.source), c.id
+        for line in c.source.splitlines():
+            if 'D_CLIP' in line and 'Eq. 1' in line: assert re.search(r'of Eq\. 1|in Eq\. 1|part|perceptual', line), (c.id, line)
+
+
+@lesson
+def test_next_link_skips_nothing(path):
+    "The last line that says Next leads to the notebook that follows."
+    said = [c.source for c in cells(path) if re.search(r'^\W*Next\b', c.source, re.M)]
+    if path == LESSONS[-1]: return
+    links = re.findall(r'\(([\w]+\.ipynb)\)', ' '.join(line for text in said for line in text.splitlines() if re.match(r'\W*Next\b', line)))
+    assert LESSONS[LESSONS.index(path) + 1].name in links, links
+
+
+def test_commands_in_12_are_those_of_the_committed_tables():
+    text = next(c.source for c in cells(ROOT/'nbs'/'12_ablate.ipynb') if c.id == 'command-md')
+    for number in (3, 4):
+        table = json.loads((ROOT/'scenimefy'/'results'/f'table{number}.json').read_text())
+        seeds = {run['seed'] for run in table['runs'].values()}
+        assert f'--table {number} --seeds {len(seeds)}' in text, number
+    steps3 = json.loads((ROOT/'scenimefy'/'results'/'table3.json').read_text())['about']['settings']['steps']
+    assert f'--budget {steps3}`' in text
+
+
+@pytest.mark.twice
+@lesson
+def test_a_second_run_in_the_same_kernel(path, monkeypatch):
+    "No cell breaks a cell above it. Takes twice as long as the notebooks: `pytest -m twice`."
+    monkeypatch.chdir(ROOT)
+    run_twice(path)
 
 
 @lesson

@@ -27,6 +27,8 @@ def test_wheel_holds_what_is_needed_and_nothing_else(wheel):
     assert modules == {n.split('/')[1] for n in names if n.startswith('scenimefy/') and n.endswith('.py')}
     weights = {p.name for p in (ROOT/'scenimefy'/'weights').iterdir()}
     assert weights == {n.split('/')[-1] for n in names if n.startswith('scenimefy/weights/')}
+    tables = {p.relative_to(ROOT).as_posix() for p in (ROOT/'scenimefy'/'results').rglob('*.*')}
+    assert len(tables) > 20 and tables <= set(names)
     bundled = {f'{name}.safetensors' for name in ('clip', 'segmenter', 'stylegan', 'stylegan-anime', 'tiny')}
     assert bundled <= weights and sum(p.stat().st_size for p in (ROOT/'scenimefy'/'weights').glob('*.safetensors')) <= 12e6
     assert not [n for n in names if not n.startswith(('scenimefy/', 'scenimefy-'))], 'something else is in the wheel'

@@ -180,7 +180,7 @@ def bad_files(folder, net):
     put('state.pth', 'dictionary of tensors', obj={'G': state, 'step': 3})
     put('list.pth', 'dictionary of tensors', obj=[torch.zeros(3)])
     put('other.pth', 'another network', obj={'conv.weight': torch.zeros(3, 3)})
-    put('module.pth', 'another network', obj={f'module.{k}': v for k, v in state.items()})
+    put('module.pth', 'another network', obj={f'modul.{k}': v for k, v in state.items()})
     put('missing.pth', 'is missing', obj={k: v for k, v in state.items() if k != 'model.4.bias'})
     put('extra.pth', 'does not belong', obj={**state, 'model.99.weight': torch.zeros(1)})
     put('shape.pth', 'shape', obj={**state, 'model.4.weight': torch.zeros(2, 2)})
@@ -296,8 +296,9 @@ def test_links_do_not_lead_out(net, tmp_path):
     assert [f.path.name for f in report.failed] == ['x.png'] and 'out of' in report.failed[0].reason
     assert not list(away.iterdir())
     assert (a/'y.png').read_bytes() == before, 'the link was written through'
-    os.symlink('/', a/'root')                                            # a linked folder is not walked
-    assert len(stylize_folder(a, tmp_path/'o3', net, progress=False).done) == 2
+    os.symlink('/', a/'root')                                            # the whole disk is not walked
+    with pytest.warns(UserWarning, match='root: this link leads back'): done = stylize_folder(a, tmp_path/'o3', net, progress=False).done
+    assert len(done) == 2
 
 
 def test_full_disk_stops_with_one_sentence(net, tmp_path, monkeypatch):
@@ -313,3 +314,76 @@ def test_wrong_weights_fail_before_the_first_photo(tmp_path):
     photo(8, 8).save(tmp_path/'x.png')
     with pytest.raises(WeightsError): stylize_folder(tmp_path/'x.png', tmp_path/'out', tmp_path/'no.pth')
     assert not (tmp_path/'out').exists()
+
+
+# ---- what lies in the output folder, and what it is called
+
+def test_a_strangers_picture_stays(net, tmp_path):
+    "Somebody else's file in the output folder keeps its place; our own scene of an earlier run does not."
+    album, out = tmp_path/'album', tmp_path/'out'
+    album.mkdir(); out.mkdir()
+    photo(9, 12).save(album/'a.jpg'); photo(9, 12, seed=1).save(album/'b.jpg')
+    strangers = photo(5, 5, seed=2)
+    strangers.save(out/'a.png')
+    for turn in range(2):
+        report = stylize_folder(album, out, net, progress=False)
+        assert [d.out.name for d in report.done] == ['a.jpg.png', 'b.png'] and len(report.notes) == 1, turn
+        assert 'a.png is not ours and stays' in report.notes[0]
+        assert np.array_equal(Image.open(out/'a.png'), strangers)
+    assert sorted(p.name for p in out.iterdir()) == ['a.jpg.png', 'a.png', 'b.png']
+    with Image.open(out/'b.png') as im: assert im.info == {'Software': 'scenimefy'}
+
+
+@pytest.mark.parametrize('name', ['scene.png', 'scene.jpg', 'scene.webp', 'scene.tif', 'scene.bmp'])
+def test_one_photo_into_one_file(net, tmp_path, name):
+    photo(9, 12).save(tmp_path/'p.png')
+    report = S.stylize_file([tmp_path/'p.png'], tmp_path/'new'/name, net)
+    assert report.ok and [p.name for p in (tmp_path/'new').iterdir()] == [name]
+    with Image.open(tmp_path/'new'/name) as im: assert im.size == (12, 9)
+
+
+def test_one_file_bad_requests(net, tmp_path):
+    photo(9, 12).save(tmp_path/'p.png'); photo(9, 12).save(tmp_path/'q.png'); (tmp_path/'words.png').write_text('words')
+    before = (tmp_path/'p.png').read_bytes()
+    for given, out, words in (([tmp_path/'p.png', tmp_path/'q.png'], 'x.png', 'give a folder'), ([tmp_path], 'x.png', 'give a folder'),
+                              ([tmp_path/'p.png'], 'x.html', 'we write'), ([tmp_path/'p.png'], 'p.png', 'the photo itself')):
+        with pytest.raises(UserError, match=words): S.stylize_file(given, tmp_path/out, net)
+    report = S.stylize_file([tmp_path/'words.png'], tmp_path/'x.png', net)
+    assert not report.ok and 'text' in report.failed[0].reason and not (tmp_path/'x.png').exists()
+    assert (tmp_path/'p.png').read_bytes() == before
+
+
+def test_larger_photos_need_to_be_asked_for(net, tmp_path):
+    photo(20, 30).save(tmp_path/'p.png')
+    with pytest.raises(UserError, match='max-pixels'): stylize(tmp_path/'p.png', net, max_pixels=599)
+    assert stylize(tmp_path/'p.png', net, max_pixels=600).size == (30, 20)
+    assert 'max-pixels' in stylize_folder(tmp_path/'p.png', tmp_path/'out', net, progress=False, max_pixels=599).failed[0].reason
+
+
+def test_a_disk_without_permissions_takes_scenes(net, tmp_path, monkeypatch):
+    "SMB, FUSE and foreign NTFS refuse chmod; writing does not need it."
+    def refuse(*args, **kwargs): raise PermissionError(errno.EPERM, 'Operation not permitted')
+    monkeypatch.setattr(os, 'chmod', refuse)
+    photo(9, 12).save(tmp_path/'p.png')
+    assert stylize_folder(tmp_path/'p.png', tmp_path/'out', net, progress=False).ok
+    save_generator(net, tmp_path/'net.safetensors')
+    assert load_generator(tmp_path/'net.safetensors').ngf == 4
+
+
+def test_files_have_the_permissions_of_any_other_file(net, tmp_path):
+    old = os.umask(0o027)
+    try:
+        save_generator(net, tmp_path/'net.safetensors')
+        S.save_picture(photo(4, 4), tmp_path/'p.png')
+        (tmp_path/'plain').touch()
+    finally: os.umask(old)
+    assert {oct(p.stat().st_mode) for p in tmp_path.iterdir() if p.is_file()} == {oct(0o100640)}
+
+
+@pytest.mark.parametrize('wrap', [lambda sd: {f'module.{k}': v for k, v in sd.items()}, lambda sd: {f'_orig_mod.module.{k}': v for k, v in sd.items()},
+                                  lambda sd: {k: torch.nn.Parameter(v) for k, v in sd.items()}], ids=['DataParallel', 'compiled', 'parameters'])
+def test_wrapped_weights_load(net, tmp_path, wrap):
+    torch.save(wrap(net.state_dict()), tmp_path/'w.pth')
+    loaded = load_generator(tmp_path/'w.pth')
+    x = torch.rand(1, 3, 16, 16)*2 - 1
+    assert torch.equal(translate(loaded, x), translate(net, x))
