@@ -518,6 +518,29 @@ def test_unpaired_statistics(domains):
     assert (abs(flips.mean(0) - .5) < .1).all() and abs((flips[:, 0] == flips[:, 1]).mean() - .5) < .1
 
 
+def test_the_dice_of_both_sides_are_independent(tmp_path):
+    "Window, mirror and choice of the anime tell nothing about the photo's: agreements are as rare as chance makes them."
+    n, side, size = 400, 12, 8                                   # five places for a window, and five anime pictures
+    row, column = np.mgrid[:side, :side]*20
+    for name, pictures in (('photos', 1), ('anime', 5)):
+        (tmp_path/name).mkdir()
+        for i in range(pictures):                                # a pixel says where it is, and in which picture
+            Image.fromarray(np.stack([column, row, 0*row + 50*i], 2).astype(np.uint8)).save(tmp_path/name/f'{i}.png')
+    s = UnpairedSet(tmp_path/'photos', tmp_path/'anime', size, side, seed=1)
+    def dice(x):                                                 # left, top, mirrored, picture
+        column, row, picture = ((x + 1)*127.5).round().long()
+        first, last = (column[0, k].item()//20 for k in (0, -1))
+        assert abs(last - first) == size - 1
+        return min(first, last), row[0, 0].item()//20, int(first > last), picture[0, 0].item()//50
+    photo, anime = (np.array([dice(s[p][k]) for p in range(n)]) for k in (0, 1))
+    for d in (photo[:, 0], photo[:, 1], anime[:, 0], anime[:, 1], anime[:, 3]):
+        assert (abs(np.bincount(d, minlength=5)/n - 1/5) < .08).all()
+    for mine in (photo[:, 0], photo[:, 1]):                      # of two dice with five sides, one in five throws is equal
+        for other in (anime[:, 0], anime[:, 1], anime[:, 3]):
+            for shift in range(5): assert abs(((mine + shift) % 5 == other).mean() - 1/5) < .08
+    assert abs((photo[:, 2] == anime[:, 2]).mean() - 1/2) < .1
+
+
 def test_one_folder(domains, tmp_path):
     s, again = ImageSet(domains/'A', 8, seed=3), ImageSet(find_images(domains/'A'), 8, seed=3)
     order = list(range(20)); random.Random(0).shuffle(order)

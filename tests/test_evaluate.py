@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from scenimefy import evaluate
 from scenimefy.cli import app
 from scenimefy.core import SettingsError, UserError, to_image
-from scenimefy.evaluate import (KEEP, Features, Moments, compare_folders, confidence, factor, factor_distance, feature_distance,
-                                frechet_distance, jackknife, kernel_distance, kid, load_features, measure, moments, preflight, raft_flow,
-                                read_summary, summarize, survey, table_row, warning_for, warp, warping_error)
+from scenimefy.evaluate import (KEEP, Features, Moments, Summary, compare_folders, confidence, factor, factor_distance,
+                                feature_distance, frechet_distance, halves, jackknife, kernel_distance, kid, load_features,
+                                measure, measure_pairs, moments, preflight, raft_flow, read_summary, summarize, survey, table_row,
+                                warning_for, warp, warping_error)
 from scenimefy.world import HELD_OUT, render
 
 
@@ -114,6 +115,22 @@ def test_kid_is_unbiased():
     assert abs(mean) < 3*error
     assert min(found) < 0
     assert math.isnan(kid(cloud(5, 2, 1), cloud(5, 2, 2))[1])
+
+
+def test_error_of_kid_shrinks_with_the_number_of_blocks():
+    "Two blocks: the mean of their estimates, and half their difference; the deviation alone would be 1.4 times that."
+    x, y = cloud(40, 3, 1)/3, cloud(40, 3, 2, shift=.5)/3
+    one, two = kernel_distance(x[:20], y[:20]), kernel_distance(x[20:], y[20:])
+    mean, error = kid(x, y, block=20)
+    assert mean == pytest.approx((one + two)/2) and error == pytest.approx(abs(one - two)/2)
+
+
+def test_halves_are_two():
+    "The second half is the first, 3 and 4 further: the distance is 9 + 16, not the 0 of a half to itself."
+    a = cloud(20, 2, 1)
+    both = torch.cat([a, a + torch.tensor([3., 4.])]).float()
+    found = halves(Summary(40, *moments(both), both, {}))
+    assert found['n'] == 20 and found['distance'] == pytest.approx(25, rel=1e-4) and found['kid'] > .1
 
 
 def test_interval_covers_the_truth():
@@ -260,6 +277,59 @@ def test_features_that_are_not_finite_name_the_picture(folders):
     from scenimefy.data import read_image
     one = to_model([read_image(folders/'anime'/'17.png')]).mean((1, 2, 3))      # the log of 0
     with pytest.raises(UserError, match='17.png: its odd features'): summarize(broken, files)
+
+
+def test_vectors_are_kept_in_random_order(folders, monkeypatch):
+    "Each picture's once; the first of them are a sample of the folder and not its beginning, however many are kept."
+    import scenimefy.evaluate as e
+    from scenimefy.core import to_model
+    from scenimefy.data import read_image
+    mean, s = Features(lambda x: x.mean((2, 3)), 'mean', 3, ''), survey('anime', folders/'anime')
+    files = torch.cat([to_model([read_image(f)]).mean((2, 3)) for f in s.files.values()])
+    whole = summarize(mean, s).kept
+    place = (whole[:, None] - files).abs().amax(2).argmin(1)                   # which picture each vector is of
+    torch.testing.assert_close(whole, files[place])
+    assert sorted(place.tolist()) == list(range(30)) and place.tolist() != list(range(30))
+    assert abs(place[:15].float().mean() - 14.5) < 5                           # the first half is not the folder's first half
+    monkeypatch.setattr(e, 'KEEP', 7)
+    few = summarize(mean, s)
+    assert torch.equal(few.kept, whole[:7]) and few.n == 30
+
+
+def test_pairs_are_judged_by_the_labels_of_the_photo(tmp_path):
+    "Two classes by hand: the photo is a little more sky than grass everywhere; the anime is clearly grass on its left."
+    class Told(torch.nn.Module):
+        "Red says how sure of sky, green how sure of grass."
+        def __init__(self): super().__init__(); self.unused = torch.nn.Parameter(torch.zeros(1))
+        def forward(self, x, check=True): return torch.eye(2, 3).mul(40).sub(20).expand(len(x), -1, -1), ((x + 1)/2)[:, :2].logit()
+    for name in ('photos', 'anime'): (tmp_path/name).mkdir()
+    anime = Image.new('RGB', (32, 32), (204, 51, 0))                             # sky .8, grass .2
+    anime.paste((51, 204, 0), (0, 0, 16, 32))
+    for i in range(2):
+        Image.new('RGB', (32, 32), (153, 102, 0)).save(tmp_path/'photos'/f'{i}.png')   # sky .6, grass .4
+        anime.save(tmp_path/'anime'/f'{i}.png')
+    far = lambda made, photo: (made - photo).abs().mean((1, 2, 3))
+    got = measure_pairs(survey('ours', tmp_path/'anime'), survey('photos', tmp_path/'photos'), Told(), far)
+    assert got['lbce'] == pytest.approx((math.log(1 + math.exp(.6)) + math.log(1 + math.exp(-.6)))/2, abs=1e-4)
+    assert got['nll'] == pytest.approx(-(math.log(.2) + math.log(.8))/2, abs=1e-4) and got['agreement'] == .5
+    assert got['perceptual'] == pytest.approx(2*((102 + 102) + (51 + 51))/255/6, abs=1e-5)
+
+
+def test_photos_without_partner_or_of_odd_size_are_found_first(folders, tmp_path, monkeypatch):
+    "Only a comparison with photos needs partners, and sides that the segmenter takes."
+    import scenimefy.evaluate as e
+    def loaded(*a): raise KeyError('all is well so far')
+    monkeypatch.setattr(e, 'load_features', loaded)
+    fewer = shutil.copytree(folders/'photos', tmp_path/'fewer')
+    (fewer/'04.png').unlink()
+    with pytest.raises(UserError, match='1 pictures of ours have no partner in photos: 04'):
+        compare_folders({'ours': folders/'anime'}, folders/'reference', fewer, 'tiny')
+    for name in ('photos', 'anime', 'reference'):
+        (tmp_path/'odd'/name).mkdir(parents=True)
+        for f in (folders/name).glob('0*.png'): Image.open(f).resize((48, 64)).save(tmp_path/'odd'/name/f.name)
+    odd = {'ours': tmp_path/'odd'/'anime'}, tmp_path/'odd'/'reference'
+    with pytest.raises(UserError, match='multiples of 32, and these are not: 48×64'): compare_folders(*odd, tmp_path/'odd'/'photos', 'tiny')
+    with pytest.raises(KeyError, match='so far'): compare_folders(*odd, features='tiny')
 
 
 def test_report(folders, tmp_path):

@@ -203,6 +203,53 @@ def test_no_judges_at_all():
     assert load_priors(TOY.but(lam_clip=0., lam_patch=0., lam_perc=0.)) == Priors(None, None)
 
 
+def test_gradients_are_averaged_before_every_update(files, tmp_path):
+    "What several processes share must be shared before an optimizer moves: critic, R1, target."
+    r, log = new_run(files, tmp_path), []
+    finetune_step(r.nets, {n: Tape(n, r.nets[n], log) for n in 'GD'}, next(iter(r.feed()))[0], r.source, JUDGES, TOY, 0,
+                  average=lambda names: log.append(('average', names)))
+    assert [what if n == 'average' else n for n, what in log] == [['D'], 'D', ['D'], 'D', ['G'], 'G']
+
+
+def test_processes_paint_other_pictures(files, tmp_path):
+    "The same batch, step and weights, another process: other codes and crops. Nothing else decides them."
+    real = torch.rand(4, 3, 16, 16, generator=seeded('real'))*2 - 1
+    def losses(name, rank):
+        r = new_run(files, tmp_path/name)
+        with torch.no_grad(): r.nets.G.to_rgbs[-1].bias.add_(.1)
+        r.rank = rank
+        return {k: v.item() for k, v in r.take_step([real]).items()}
+    zero, again, one = losses('a', 0), losses('b', 0), losses('c', 1)
+    assert zero == again and all(zero[k] != one[k] for k in ('D', 'G', 'clip', 'patch'))
+
+
+def test_average_keeps_nine_tenths(files, tmp_path):
+    r = new_run(files, tmp_path, TOY.but(ema=.9))
+    before = {k: p.clone() for k, p in r.average.named_parameters()}
+    r.take_step(next(iter(r.feed())))
+    for k, p in r.average.named_parameters():
+        torch.testing.assert_close(p, .9*before[k] + .1*r.nets.G.get_parameter(k), atol=1e-6, rtol=1e-5, msg=k)
+    assert changed(r.nets.G, r.source)
+
+
+def test_step_sizes_are_those_of_stylegan(files, tmp_path):
+    "G as if path length came every fourth step, as released; D for the R1 that it really has."
+    for name, change, want in (('a', dict(r1_every=2), (2/3, .99**(2/3))), ('b', dict(r1=0.), (1., .99))):
+        r = new_run(files, tmp_path/name, TOY.but(lr=.005, **change))
+        (g, bg), (d, bd) = ((o.param_groups[0]['lr'], o.param_groups[0]['betas'][1]) for o in (r.optims['G'], r.optims['D']))
+        assert (g, bg) == pytest.approx((.004, .99**.8)) and (d, bd) == pytest.approx((.005*want[0], want[1]))
+
+
+def test_bf16_reaches_the_networks(files, tmp_path):
+    "Asked for, both generators and the critic compute in half precision, R1 and the judges do not."
+    r, seen = new_run(files, tmp_path, TOY.but(precision='bf16')), {}
+    for name, net in (('source', r.source.convs[0].conv), ('G', r.nets.G.convs[0].conv), ('D', r.nets.D.convs[0][0])):
+        net.register_forward_hook(lambda m, i, out, name=name: seen.setdefault(name, []).append(out.dtype))
+    r.take_step(next(iter(r.feed())))
+    half, full = torch.bfloat16, torch.float32
+    assert seen == dict(source=[half], G=[half], D=[half, half, full, half])              # D: real, made, R1, made
+
+
 # ---- the critic
 
 def test_critic_from_the_file_or_fresh(files, tmp_path):

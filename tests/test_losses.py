@@ -157,6 +157,13 @@ def test_float32_whatever_surrounds_it(name, half):
     assert f(q=q, k=k) == full if name != 'weighted' else True      # by keyword as well
 
 
+@pytest.mark.parametrize('name', ['patch_nce', 'src', 'hdce'])
+def test_half_precision_by_keyword_is_widened_too(name):
+    q, k = (unit(2, 16, 8, dtype=torch.float32, seed=s).bfloat16() for s in (1, 2))
+    value = getattr(L, name)(q=q, k=k)
+    assert value.dtype == torch.float32 and torch.equal(value, getattr(L, name)(q, k))
+
+
 @pytest.mark.parametrize('name', LOSSES)
 @pytest.mark.parametrize('batch', (2, 3))
 def test_every_image_is_judged_alone(name, batch):
@@ -270,6 +277,14 @@ def test_content_range_and_gradient():
     assert value.dtype == torch.float32 and b.grad is None and a.grad is not None
     assert {id(v) for v in seen} == {id(a), id(b)}                     # images reach the network as they are
     assert L.content(b, b, features) == 0
+
+
+def test_content_by_hand():
+    "Two images, two features each: differences 1, 2, 0 and 3; the mean of their squares is 14/4."
+    features = lambda v: v[:, :2, 0, 0]
+    a, b = torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2)
+    a[:, :2, 0, 0] = torch.tensor([[1., -2.], [0., 3.]])
+    assert L.content(a, b, features) == 3.5
 
 
 # ---- Stage 1 ----

@@ -3,6 +3,8 @@ import copy
 import functools
 import json
 import warnings
+from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from scenimefy import priors as P
 from scenimefy import teachers as T
 from scenimefy.core import SettingsError, UserError, to_array
 from scenimefy.weights import WeightsError, sha256_of
-from scenimefy.world import CLASSES, HELD_OUT, captions, render
+from scenimefy.world import CLASSES, HELD_OUT, captions, render, scenes
 
 
 def world(n=2, style='photo', size=64): return render(range(HELD_OUT, HELD_OUT + n), size, style)
@@ -182,6 +184,41 @@ def test_lpips_is_the_package():
     torch.testing.assert_close(d(x, y), want)
 
 
+def test_tokens_are_those_of_the_named_block():
+    "Four blocks: the second, halfway, if none is named; block 1 is the first. The class token in front is left out."
+    clip, seen = P.load_clip('tiny'), []
+    blocks = clip.net.visual.transformer.resblocks
+    for b in blocks: b.register_forward_hook(lambda m, args, out: seen.append(out[:, 1:]))
+    for block, last in ((None, 2), (1, 1), (3, 3)):
+        seen.clear()
+        got = clip.tokens(world(), block=block)
+        assert len(blocks) == 4 and got.shape == (2, 64, 96) and torch.equal(got, seen[last - 1])
+
+
+def test_token_distance_by_hand():
+    "Tokens (2 patches, 3 numbers) that differ by 2 in one patch and by 0 in the other: the mean square is 2."
+    class Told(nn.Module):
+        def tokens(self, images, check=True): return images
+    a, b = torch.zeros(1, 2, 3), torch.zeros(1, 2, 3)
+    a[:, 0] = 2.
+    assert P.TokenDistance(Told())(a, b).tolist() == [2.]
+
+
+def test_segment_counts_the_votes_of_queries_that_found_something():
+    "Two queries, two classes and nothing. A mostly found nothing, a little class 0; B found class 1 rather than 0, and has the say."
+    cls = torch.tensor([[[2., 0., 4.], [0., 1., -9.]]])                        # .117 and .016 of A, .269 and .731 of B
+    masks = torch.full((1, 2, 2, 2), 20.)
+    assert (P.segment(lambda images, check: (cls, masks), torch.zeros(1, 3, 4, 4)) == 1).all()
+
+
+def test_segment_enlarges_masks_before_it_squashes_them():
+    "A is sure on the left and doubtful on the right, B lukewarm everywhere: enlarged logits give A three of four columns."
+    cls = torch.eye(2, 3).mul(40).sub(20)[None]
+    masks = torch.tensor([[20., -2.], [.4, .4]]).view(1, 2, 1, 2).expand(1, 2, 2, 2)   # enlarged: 20, 14.5, 3.5, -2
+    found = P.segment(lambda images, check: (cls, masks), torch.zeros(1, 3, 4, 4))
+    assert found.tolist() == [[[0, 0, 0, 1]]*4]
+
+
 @pytest.mark.parametrize('make, factor', [(real_vgg, 16.), (real_lpips, 1.)], ids=['vgg19', 'lpips'])
 def test_features_four_times_as_strong(make, factor):
     "The squared difference grows with the strength of the features; LPIPS looks at their directions alone."
@@ -302,6 +339,13 @@ def test_offline_loaders_say_what_to_get(hub, monkeypatch):
                        (lambda: P.load_perceptual('lpips'), 'vgg16-397923af.pth'), (lambda: P.load_segmenter('mask2former'), 'hf download')):
         with pytest.raises(WeightsError, match=text): call()
     with pytest.raises(UserError, match='tiny, vgg19, lpips'): P.load_perceptual('vgg')
+
+
+@pytest.mark.parametrize('value, off', [(None, False), ('', False), ('0', False), ('1', True), ('yes', True)])
+def test_zero_is_online(monkeypatch, value, off):
+    if value is None: monkeypatch.delenv('SCENIMEFY_OFFLINE', raising=False)
+    else: monkeypatch.setenv('SCENIMEFY_OFFLINE', value)
+    assert P.offline() is off
 
 
 def test_openai_archive(tmp_path):
@@ -480,3 +524,86 @@ def test_segmenter_loss_wants_the_truth():
         change()
         worse = sum(T.segmenter_loss(cls, masks, truth).values())
         assert worse > perfect + .5
+
+
+@dataclass(frozen=True)
+class Lesson:
+    steps: int
+    lr: float = .1
+
+
+@pytest.mark.parametrize('slope', [lambda step: 5., lambda step: 500. if step % 2 else 5.], ids=['even', 'wild'])
+def test_teach_goes_down_by_the_scheduled_step_size(slope):
+    "A weight whose slope is cut to 1 moves by one step size each time: two steps of rise, then half a cosine down to a hundredth."
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(net.weight)
+    place, want = [], [0.]
+    def losses(step):
+        place.append(net.weight.item())
+        return dict(a=slope(step)*net.weight.sum())
+    T.teach(net, Lesson(10), losses, torch.Generator())
+    for t in range(10):
+        size = .1*min((t + 1)/2, .5 + .5*np.cos(np.pi*t/10) + .01)
+        want.append(want[-1]*(1 - .02*size) - size)                                # a little decay, and the step
+    assert place + [net.weight.item()] == pytest.approx(want, abs=1e-4)
+
+
+def test_factor_rises_for_a_hundred_steps_and_falls_to_a_hundredth():
+    assert [T.factor(t, 10_000) for t in (0, 49, 99)] == [.01, .5, 1.]
+    assert T.factor(5000, 10_000) == pytest.approx(.51) and T.factor(9999, 10_000) == pytest.approx(.01, abs=1e-6)
+    assert T.factor(0, 6) == 1.                                                    # a lesson has no time to rise
+
+
+def test_squares_lie_anywhere_inside():
+    left, top, side = T.squares(3000, lambda u: .2 + .4*u, torch.Generator().manual_seed(0)).numpy().T
+    assert left.min() >= 0 and top.min() >= 0 and max((left + side).max(), (top + side).max()) <= 1
+    x, y = left/(1 - side), top/(1 - side)                                         # each anywhere between 0 and 1
+    for t in (x, y, side/.4 - .5): assert abs(t.mean() - .5) < .03 and abs(t.std() - 12**-.5) < .02
+    assert abs(np.corrcoef([x, y, side]) - np.eye(3)).max() < .06                  # and none of them knows another
+
+
+def test_disturbed_blurs_some_and_tints_all_a_little():
+    draw = torch.Generator().manual_seed(0)
+    gray = T.disturbed(torch.zeros(600, 3, 4, 4), draw)
+    assert (gray == gray[..., :1, :1]).all() and gray.abs().max() <= .05 and abs(gray.mean()) < .003 and gray.std() > .025
+    board = (torch.arange(10)[:, None] + torch.arange(10)) % 2*2. - 1               # blurred wholly, a ninth of it is left
+    seen = T.disturbed(board.expand(600, 3, 10, 10), draw)[:, 0, 4:6, 4:6]
+    contrast = (seen.amax((1, 2)) - seen.amin((1, 2)))/2
+    blurred = contrast < .85                                                        # lighter or darker is at least .9
+    assert .18 < blurred.float().mean() < .32 and contrast[~blurred].min() > .85 and contrast.max() <= 1.1 + 1e-6
+    assert contrast.min() < .3
+
+
+def test_scenes_of_all_three_mixes_are_drawn():
+    "Sixty-four at a time: any, then what photos tend to show, then what anime does; the seeds go on."
+    seen = T.drawn(130, first=1000)
+    parts = ((range(1000, 1064), 'any'), (range(1064, 1128), 'photo'), (range(1128, 1130), 'anime'))
+    assert seen['text'] == [text for seeds, mix in parts for text in captions(scenes(seeds, mix))]
+    assert seen['photo'].shape == seen['anime'].shape == (130, 3, 64, 64)
+    last = ((render(scenes([1129], 'anime'), 64, 'photo') + 1)*127.5).round()
+    assert (seen['photo'][129] - last[0]).abs().max() <= 1
+
+
+def test_mirrored_pictures_have_mirrored_labels(tmp_path, monkeypatch):
+    "A world in which the color says the class: picture and truth that reach the loss agree in every pixel. Layers are averaged."
+    kinds = torch.randint(0, 7, (40, 64, 64), generator=torch.Generator().manual_seed(0))
+    picture = (kinds*20)[:, None].expand(-1, 3, -1, -1).byte()
+    monkeypatch.setattr(T, 'drawn', lambda *a, **k: dict(photo=picture, anime=picture, labels=kinds.byte()))
+    monkeypatch.setattr(T, 'disturbed', lambda x, draw: x)
+    monkeypatch.setattr(T, 'segmenter_input', lambda x: x)
+    monkeypatch.setattr(T, 'segmenter_scores', lambda *a: {})
+    fed, turned, log = [], [], []
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.weight = nn.Parameter(torch.zeros(1))
+        def forward(self, pixel_values, output_auxiliary_logits):
+            fed.append(((pixel_values[:, 0] + 1)*127.5/20).round().long())
+            logits = dict(class_queries_logits=self.weight, masks_queries_logits=None)
+            return SimpleNamespace(auxiliary_logits=[logits]*3, **logits)
+    def loss(classes, masks, truth):
+        assert torch.equal(truth, fed[-1])
+        turned.extend((t[None] != kinds).flatten(1).any(1).all().item() for t in truth)    # no scene as it was drawn
+        return dict(kind=classes.sum() + 2)
+    monkeypatch.setattr(T, 'tiny_segmenter_net', Net)
+    monkeypatch.setattr(T, 'segmenter_loss', loss)
+    T.train_segmenter(tmp_path/'s.safetensors', SEG.but(steps=5, batch=6, scenes=40, lr=0.), log.append)
+    assert .2 < np.mean(turned) < .8 and len(fed) == 5 and {h['kind'] for h in log} == {2.}

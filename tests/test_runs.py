@@ -373,6 +373,16 @@ def test_trackers_are_closed_however_a_run_ends(photos, tmp_path, monkeypatch):
     assert len(ended) == 3 and threading.excepthook is before
 
 
+def test_average_moves_by_the_share_that_it_forgets():
+    "A decay of 0.75: of the way from 4 to 8 a quarter, then a quarter of what is left."
+    average, net = nn.Linear(1, 1), nn.Linear(1, 1)
+    for p in average.parameters(): nn.init.constant_(p, 4.)
+    for p in net.parameters(): nn.init.constant_(p, 8.)
+    for want in (5., 5.75):
+        update_average(average, net, .75)
+        assert all(p.item() == want for p in average.parameters()) and all(p.item() == 8 for p in net.parameters())
+
+
 # ---- signals and processes
 
 def test_signals_in_a_thread():

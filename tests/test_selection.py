@@ -1,5 +1,6 @@
 "Pairs: the formulas against slow ones, the same pair in every batch, a folder that survives everything."
 import json
+import math
 import os
 import signal
 import subprocess
@@ -157,6 +158,23 @@ def test_scores_are_those_of_the_files():
     stored = [torch.stack([torch.from_numpy(to_array(x)).permute(2, 0, 1).float()/127.5 - 1 for x in side]) for side in (photo, anime)]
     direct, files = score_pairs(Colors(), photo, anime), score_pairs(Colors(), *stored)
     for a, b in zip(direct, files): assert abs(a['lbce'] - b['lbce']) < 5e-3 and a['n_categories'] == b['n_categories']
+
+
+def test_the_photo_labels_and_the_anime_answers():
+    "Four pixels, two classes, by hand: the photo is all sky; the anime is sky in one pixel and, a little, grass in three."
+    class Told:
+        classes = ['sky', 'grass']
+        def __call__(self, images, check=True):               # red: how sure of sky, green: how sure of grass; logits
+            return torch.eye(2, 3).mul(40).sub(20).expand(len(images), -1, -1), images[:, :2].logit()
+    photo, anime = torch.full((1, 3, 2, 2), .1), torch.full((1, 3, 2, 2), .1)
+    photo[:, 0] = .9
+    anime[0, :2, 0, 0] = torch.tensor([.8, .2])
+    anime[0, :2].flatten(1)[:, 1:] = torch.tensor([[.3], [.4]])
+    got, = score_pairs(Told(), photo, anime)
+    sky, grass = math.log(1 + math.exp(.2 - .8)), math.log(1 + math.exp(.4 - .3))       # -log softmax of sky
+    assert got['lbce'] == pytest.approx((sky + 3*grass)/4, abs=1e-4)
+    assert got['nll'] == pytest.approx(-(math.log(.8) + 3*math.log(.3/.7))/4, abs=1e-4)
+    assert (got['n_categories'], got['n_anime'], got['agreement']) == (1, 2, .25)
 
 
 def test_folder_matches_its_record_and_feeds_the_trainer(tmp_path):

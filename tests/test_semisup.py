@@ -201,6 +201,35 @@ def test_patches_differ_between_heads_and_steps():
         assert sorted(ids.tolist()) == list(range(tap[0, 0].numel()))
 
 
+def test_processes_look_at_other_patches():
+    "The same step and head, another process: not one list of positions is the same."
+    a, b = draw_ids(TOY, 5, rank=0), draw_ids(TOY, 5, rank=1)
+    for head in ('F', 'F_s'): assert not any((i == j).all() for i, j in zip(a[head], b[head]))
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_every_step_is_told_its_epoch_step_size_and_patches(folders, tmp_path, monkeypatch, rank):
+    "Four epochs of three steps: the step size is full in two of them, then two thirds of it, then one third."
+    from scenimefy import semisup
+    told = []
+    def listen(nets, optims, batch, ids, cfg, epoch, *rest):
+        told.append((epoch, [g['lr'] for o in optims.values() for g in o.param_groups], ids))
+        return dict(total=torch.zeros(()))
+    monkeypatch.setattr(semisup, 'fast_step', listen)
+    r = semisup.Run(TOY.but(lr=.006), *folders, tmp_path/'run', 'cpu')
+    r.rank = rank
+    for step in range(12):
+        r.step = step
+        assert r.take_step(None)['epoch'] == told[-1][0]
+    epochs, sizes, ids = zip(*told)
+    assert epochs == (1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4)
+    assert {len(s) for s in sizes} == {5}                                    # G, D, D_p, F, F_s
+    for epoch, of_all in zip(epochs, sizes): assert of_all == pytest.approx([{1: .006, 2: .006, 3: .004, 4: .002}[epoch]]*5)
+    for step, got in enumerate(ids):
+        want = draw_ids(TOY, step, 'cpu', rank)
+        assert all(torch.equal(i, j) for head in want for i, j in zip(got[head], want[head]))
+
+
 def test_batch_is_the_mean_of_its_images():
     "Losses and gradients of a batch of two are the means of two batches of one: nothing mixes images."
     cfg = TOY.but(lam_l1=.5)

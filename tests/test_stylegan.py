@@ -342,6 +342,9 @@ CFG = PretrainSettings.preset('tiny').but(size=16, style_dim=8, n_mlp=2, channel
                                           path_every=2, log_every=1, sample_every=6, save_every=2, ema=.9)
 
 
+def tokens(x): return F.adaptive_avg_pool2d(x, 8).flatten(2).mT           # (B,64,3)
+
+
 def test_order_and_lazy_factors():
     "Critic, R1 every third step, generator, path length every second; the gradients of each, with its factor."
     cfg = CFG.but(r1=10.)
@@ -363,6 +366,32 @@ def test_order_and_lazy_factors():
                   (softplus_generator(nets.D(fakes['generator'])), nets.G), (2*2*penalty, nets.G)]
         for (_, got), (loss, net) in zip(log, losses, strict=True):
             torch.testing.assert_close(got, slopes(loss, net))
+
+
+def test_gradients_are_averaged_before_every_update():
+    "What several processes share must be shared before an optimizer moves: critic, R1, second critic, generator, path."
+    cfg, log = CFG.but(lam_token=.3), []
+    nets, real = S.StyleganNetworks(cfg, 3), torch.rand(4, 3, 16, 16, generator=seeded('real'))*2 - 1
+    S.gan_step(nets, {n: Tape(n, getattr(nets, n), log) for n in 'GDT'}, real, cfg, 0, tokens=tokens, mean_path=torch.tensor(0.),
+               average=lambda names: log.append(('average', names)))
+    assert [what if n == 'average' else n for n, what in log] == [['D'], 'D', ['T'], 'T', ['D'], 'D', ['G'], 'G', ['G'], 'G']
+
+
+def test_second_critic_by_hand():
+    "A hinge at 1 and at -1 for the critic; the generator climbs what it says, weighted, beside its usual loss."
+    cfg, log = CFG.but(lam_token=.3, r1=0., path=0.), []
+    nets, real = S.StyleganNetworks(cfg, 3), torch.rand(4, 3, 16, 16, generator=seeded('real'))*2 - 1
+    with torch.no_grad(): nets.T.layers[-1].bias.fill_(.4)
+    losses, _ = S.gan_step(nets, {n: Tape(n, getattr(nets, n), log) for n in 'GDT'}, real, cfg, 5, tokens=tokens)
+    def paint(what):
+        d = seeded(what, cfg.seed, 5, 0)
+        return nets.G.synthesis(draw_styles(nets.G, 4, cfg.mixing, d), nets.G.draw_noise(4, d))
+    on_real, on_fake = (nets.T(tokens(x)).flatten().tolist() for x in (real, paint('critic')))
+    assert losses['T'].item() == pytest.approx(sum(max(0, 1 - s) for s in on_real)/4 + sum(max(0, 1 + s) for s in on_fake)/4, rel=1e-5)
+    fake = paint('generator')
+    total = F.softplus(-nets.D(fake)).mean() - .3*nets.T(tokens(fake)).mean()
+    assert [n for n, _ in log] == ['D', 'T', 'G']
+    torch.testing.assert_close(log[2][1], slopes(total, nets.G))
 
 
 def same(a, b):
@@ -400,6 +429,48 @@ def test_killed_and_resumed_is_the_same(photos, tmp_path):
     assert [c.stem for c in checkpoints(tmp_path/'cut')] == ['step-00000002', 'step-00000004']
     assert same(pretrain(CFG, photos, tmp_path/'whole'), pretrain(CFG, photos, tmp_path/'cut', resume=True))
     assert read_history(tmp_path/'whole')['D'] == read_history(tmp_path/'cut')['D']
+
+
+def test_processes_paint_other_pictures(photos, tmp_path):
+    "The same batch, step and weights, another process: other codes. Nothing else decides them."
+    real = torch.rand(4, 3, 16, 16, generator=seeded('real'))*2 - 1
+    def losses(name, rank):
+        r = S.PretrainRun(CFG, photos, tmp_path/name, 'cpu')
+        r.rank = rank
+        return {k: v.item() for k, v in r.take_step([real]).items()}
+    zero, again, one = losses('a', 0), losses('b', 0), losses('c', 1)
+    assert zero == again and zero['D'] != one['D'] and zero['G'] != one['G'] and zero['path'] != one['path']
+
+
+def test_average_keeps_nine_tenths(photos, tmp_path):
+    r = S.PretrainRun(CFG.but(ema=.9), photos, tmp_path/'r', 'cpu')
+    before = {k: p.clone() for k, p in r.average.named_parameters()}
+    r.take_step(next(iter(r.feed())))
+    for k, p in r.average.named_parameters():
+        torch.testing.assert_close(p, .9*before[k] + .1*r.nets.G.get_parameter(k), atol=1e-6, rtol=1e-5, msg=k)
+    assert not torch.equal(r.nets.G.conv1.conv.weight, before['conv1.conv.weight'])
+
+
+def test_each_optimizer_is_corrected_for_its_own_penalty(photos, tmp_path):
+    "Path length every second step is G's, R1 every third is D's; without a penalty nothing is corrected."
+    def sizes(name, **change):
+        r = S.PretrainRun(CFG.but(lr=.006, lam_token=.3, **change), photos, tmp_path/name, 'cpu', tokens=tokens)
+        return {n: (o.param_groups[0]['lr'], o.param_groups[0]['betas'][1]) for n, o in r.optims.items()}
+    own = (.006, .99)
+    for got, want in ((sizes('both'), dict(G=(.004, .99**(2/3)), D=(.0045, .99**(3/4)), T=own)), (sizes('no path', path=0.), dict(G=own)),
+                      (sizes('no r1', r1=0.), dict(D=own))):
+        for name, pair in want.items(): assert got[name] == pytest.approx(pair), name
+
+
+def test_sheet_is_read_like_text(photos, tmp_path):
+    "Eight samples in a row, the ninth begins the second row."
+    r = S.PretrainRun(CFG, photos, tmp_path/'r', 'cpu')
+    g = seeded('sheet', CFG.seed)
+    z = torch.randn(24, 8, generator=g)
+    with torch.no_grad(): images = r.average(z, noise=r.average.draw_noise(24, g)).clamp(-1, 1)
+    sheet = r.sheet()
+    assert sheet.shape == (3, 3*16, 8*16)
+    for i in (0, 1, 8, 23): torch.testing.assert_close(sheet[:, i//8*16:i//8*16 + 16, i % 8*16:i % 8*16 + 16], images[i])
 
 
 def test_every_weight_learns(photos, tmp_path):
@@ -453,3 +524,13 @@ def test_growing(photos, tmp_path):
     assert torch.equal(run.nets.G.conv1.conv.weight, g.conv1.conv.weight) and torch.equal(run.average.conv1.conv.weight, g.conv1.conv.weight)
     assert pretrain(CFG.but(steps=1), photos, tmp_path/'run', start=tmp_path/'s.safetensors').exists()
     with pytest.raises(WeightsError, match='no such file'): pretrain(CFG, photos, tmp_path/'q', start=tmp_path/'nothing.pt')
+
+
+def test_start_gives_each_generator_its_own_past(photos, tmp_path):
+    "The generator goes on from the raw one, the average from the average: mixing them up loses one of the two."
+    torch.manual_seed(5)
+    raw, smooth, d = small_G(), small_G(), small_D()
+    save_stylegan(tmp_path/'s.safetensors', dict(g_ema=smooth.state_dict(), g=raw.state_dict(), d=d.state_dict()))
+    r = S.PretrainRun(CFG, photos, tmp_path/'r', 'cpu', start=tmp_path/'s.safetensors')
+    for mine, theirs in ((r.nets.G, raw), (r.average, smooth), (r.nets.D, d)):
+        assert all(torch.equal(p, q) for p, q in zip(mine.parameters(), theirs.parameters(), strict=True))

@@ -65,6 +65,21 @@ def test_padding_mirrors_and_keeps_the_corner(net):
     assert S.pad_to_fit(torch.rand(2, 3, 12, 8)).shape == (2, 3, 12, 8)
 
 
+class Halves(torch.nn.Module):
+    "Not a translator: halves the colors, so that every pixel can be found again."
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([.5]))
+    def forward(self, x): return x*self.weight
+
+
+@pytest.mark.parametrize('h, w', [(5, 7), (7, 5), (1, 1), (2, 9), (8, 11), (13, 12)])
+def test_what_is_cut_off_is_what_was_added(h, w):
+    "Sides that are no multiples of 4: each pixel comes back from its own place, not from the mirrored margin."
+    x = torch.rand(2, 3, h, w, generator=torch.Generator().manual_seed(h*100 + w))*2 - 1
+    assert torch.equal(translate(Halves(), x), x*.5)
+
+
 def test_sources_and_modes(net, tmp_path):
     for mode in ('RGB', 'L', 'LA', 'P', 'RGBA', 'CMYK', '1', 'I;16', 'YCbCr', 'HSV', 'LAB'):
         im = photo(9, 13, 'RGB').convert('L').convert('LA') if mode == 'LA' else photo(9, 13, mode)

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import nn
 
 import scenimefy.translator
 from scenimefy.translator import (TAPS, BlurDown, PatchCritic, PatchHeads, ResnetGenerator, blur_pools, columns,
                                   count_parameters, field_side, footprint, init_weights, instance_norm, output_side,
-                                  released_side, sample_ids, tap_channels, tap_shapes)
+                                  released_side, sample_ids, save_generator, tap_channels, tap_shapes)
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -141,6 +142,20 @@ def test_counts_of_the_paper_networks():
         nets = ResnetGenerator(), PatchCritic(), PatchCritic(6), PatchHeads(tap_channels())
     assert [count_parameters(n) for n in nets] == [11_378_179, 2_764_737, 2_767_809, 560_384]
     assert [len(n.state_dict()) for n in nets] == [52, 13, 13, 20]
+
+
+def test_deep_critics_do_not_grow_beyond_eight_times_their_first_layer():
+    with torch.device('meta'): D = PatchCritic(3, 4, n_layers=5)
+    assert [m.out_channels for m in D.model if isinstance(m, nn.Conv2d)] == [4, 8, 16, 32, 32, 32, 1]
+
+
+def test_half_precision_file(tmp_path):
+    "Asked for, every number on the disk has 16 bits and is the nearest to ours; otherwise not one bit is lost."
+    net = ResnetGenerator(ngf=2, n_blocks=1)
+    half, full = (load_file(save_generator(net, tmp_path/f'{h}.safetensors', half=h)) for h in (True, False))
+    for k, v in net.state_dict().items():
+        assert half[k].dtype == torch.float16 and torch.equal(half[k], v.half())
+        assert full[k].dtype == torch.float32 and torch.equal(full[k], v)
 
 
 def test_receptive_fields():
