@@ -23,7 +23,7 @@ setup(
                  'Topic :: Scientific/Engineering :: Image Processing', *pythons],
     packages=find_packages(include=['scenimefy', 'scenimefy.*']), package_data={'scenimefy': ['weights/*', 'results/*', 'results/*/*']},
     python_requires=f">={cfg['min_python']}", install_requires=shlex.split(cfg['requirements']),
-    extras_require={'dev': shlex.split(cfg['dev_requirements'])},
+    extras_require={name: shlex.split(cfg[f'{name}_requirements']) for name in ('dev', 'heif')},
     entry_points={'console_scripts': shlex.split(cfg['console_scripts']),
                   'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,

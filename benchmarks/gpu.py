@@ -6,7 +6,7 @@ The one command, from the root of the repository, on the machine with the card; 
 
 and the same on a CPU, at a tiny size, to see that the script itself works (about 40 seconds on one core):
 
-    PYTHONPATH=. python3 benchmarks/gpu.py --device cpu --tiny -o /tmp/gpu
+    PYTHONPATH=. python3 benchmarks/gpu.py --device cpu --tiny -o gpu-try
 
 What is in OUT afterwards, at most eight files, none larger than 16 MB, no folder below OUT/train:
 

@@ -8,6 +8,7 @@ import pytest
 
 from scenimefy.ablate import AblateSettings
 from scenimefy.bake import BakeSettings
+from scenimefy.baselines import BaselineSettings
 from scenimefy.core import Settings, SettingsError
 from scenimefy.demo import DemoSettings
 from scenimefy.finetune import FinetuneSettings
@@ -17,8 +18,8 @@ from scenimefy.semisup import SemisupSettings
 from scenimefy.stylegan import PretrainSettings
 from scenimefy.teachers import ClipSettings, SegmenterSettings
 
-CLASSES = [AblateSettings, BakeSettings, ClipSettings, DemoSettings, FinetuneSettings, PretrainSettings, RunSettings,
-           SegmenterSettings, SelectSettings, SemisupSettings]
+CLASSES = [AblateSettings, BakeSettings, BaselineSettings, ClipSettings, DemoSettings, FinetuneSettings, PretrainSettings,
+           RunSettings, SegmenterSettings, SelectSettings, SemisupSettings]
 
 PAPER = {
     'FinetuneSettings': dict(
@@ -29,7 +30,8 @@ PAPER = {
         size='§4.1', batch='A.2', epochs='§4.1', n_blocks='A.1', n_patches='A.1', lam_gan='Eq. 7', lam_src='§4.1',
         lam_hdce='§4.1', lam_gan_sup='Eq. 4', lam_style='§4.1', lam_l1='appendix C', decay='§3.3'),
     'PretrainSettings': dict(size='§4.1')}
-OTHERS = ('released code', 'released weights', 'StyleGAN2 code by rosinality', 'ours')
+PAPER['BaselineSettings'] = PAPER['SemisupSettings']      # a rival is trained by the same run
+OTHERS = ('released code', 'released weights', 'StyleGAN2 code by rosinality', 'ours', 'CartoonGAN', 'AnimeGAN')
 
 
 def every_class():

@@ -2,6 +2,7 @@
 import csv
 import errno
 import math
+import os
 import threading
 
 import numpy as np
@@ -166,7 +167,14 @@ def test_files_of_another_kind(tmp_path):
     with pytest.raises(UserError, match='damaged line'): read_votes(tmp_path/'x.csv')
     with pytest.raises(UserError, match='cannot be read'): read_votes(tmp_path/'none.csv')
     (tmp_path/'x.csv').write_bytes(b'\xff\xfe\n')
-    with pytest.raises(UserError, match='cannot be read'): read_votes(tmp_path/'x.csv')
+    with pytest.raises(UserError, match='no file of votes'): read_votes(tmp_path/'x.csv')
+
+
+def test_a_photo_whose_name_is_no_text(tmp_path, study):
+    name = os.fsdecode(b'caf\xe9')
+    odd = S.Study((name,), study.photos[:1], {m: ims[:1] for m, ims in study.pictures.items()}, 0)
+    cast(votes_file(tmp_path, 'ada'), odd, 'ada', name, 'style', odd.methods[0], 1.)
+    assert [v['photo'] for v in read_votes(tmp_path)] == [name]
 
 
 def test_voters_at_the_same_time(tmp_path, study):
