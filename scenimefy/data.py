@@ -501,7 +501,10 @@ def _end_workers():
     "Python asks its helpers to end with SIGTERM, which ours ignore, and would then wait for them for ever."
     left = [child for child in multiprocessing.active_children() if child.daemon]
     if left and hasattr(signal, 'SIGCHLD'): signal.signal(signal.SIGCHLD, signal.SIG_DFL)   # torch would call their end an accident
-    for child in left: child.kill()
+    for child in left: child.terminate()
+    for child in left:
+        child.join(1)                                        # yours may have something to finish
+        if child.is_alive(): child.kill()
 
 def loader(dataset,            # one of the sets above
            batch:int,          # images per step and process

@@ -292,6 +292,13 @@ def _name_outputs(sources, out):
         taken.add(key(name)); jobs.append((photo, out/name))
     return jobs
 
+def _strangers(sources, jobs, out) -> list:
+    "A note for every file of somebody else whose name a scene would have taken."
+    photos = {photo.resolve() for photo, _ in sources}
+    usual = [out/place.with_suffix('.png') for _, place in sources]
+    return [f'{name} is not ours and stays; the scene is {target}' for name, (_, target) in zip(usual, jobs)
+            if name != target and name.exists() and name.resolve() not in photos and not _is_ours(name)]
+
 # %% ../nbs/10_stylize.ipynb #exp-save
 WRITTEN = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp')   # suffixes that `save_picture` knows
 
@@ -320,11 +327,7 @@ def stylize_folder(paths,                # files and folders, or one of them
     paths = [Path(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     sources, report.failed = _sources(paths, out)
     jobs = _name_outputs(sources, out)
-    photos = {photo.resolve() for photo, _ in sources}
-    for (_, place), (_, target) in zip(sources, jobs):
-        usual = out/place.with_suffix('.png')
-        if usual.exists() and not _is_ours(usual) and target != usual and usual.resolve() not in photos:
-            report.notes.append(f'{usual} is not ours and stays; the scene is {target}')
+    report.notes = _strangers(sources, jobs, out)
     if not jobs: return report
     net = weights if isinstance(weights, nn.Module) else _ready(weights, device, precision)
     try:

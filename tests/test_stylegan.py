@@ -1,5 +1,5 @@
 "StyleGAN2: the released numbers and layout, the objective, training that can be killed, files that cannot be trusted."
-import argparse, os, signal, subprocess, sys
+import argparse, os, signal, subprocess, sys, types
 
 import numpy as np
 import pytest
@@ -534,3 +534,19 @@ def test_start_gives_each_generator_its_own_past(photos, tmp_path):
     r = S.PretrainRun(CFG, photos, tmp_path/'r', 'cpu', start=tmp_path/'s.safetensors')
     for mine, theirs in ((r.nets.G, raw), (r.average, smooth), (r.nets.D, d)):
         assert all(torch.equal(p, q) for p, q in zip(mine.parameters(), theirs.parameters(), strict=True))
+
+
+def test_the_mean_path_length_is_one_number_for_all_processes(tmp_path, monkeypatch):
+    "Each process sees other lengths; what is kept, saved and used next is the mean over all of them."
+    Image.new('RGB', (8, 8), 'gray').save(tmp_path/'0.png')
+    cfg = PretrainSettings.preset('tiny').but(size=8, channels=(4, 4), style_dim=4, n_mlp=1, batch=2, steps=2, path=2., path_every=1, mixing=0.)
+    run = S.PretrainRun(cfg, tmp_path, tmp_path/'run', 'cpu')
+    asked = []
+    def reduce(t, how):
+        asked.append((t.clone(), how))
+        return t + 5
+    run.world, run.accelerator = 2, types.SimpleNamespace(reduce=reduce)
+    run.average_gradients = lambda names: None
+    run.take_step([torch.zeros(2, 3, 8, 8)])
+    (own, how), = asked
+    assert how == 'mean' and own > 0 and torch.equal(run.nets.mean_path, own + 5)
