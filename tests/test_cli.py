@@ -338,7 +338,7 @@ def test_bake_makes_what_is_named(monkeypatch):
 
 def test_features_are_inception_unless_others_are_named(monkeypatch):
     asked = []
-    def compare(methods, reference, photos, features, out, device, progress):
+    def compare(methods, reference, photos, features, out, device, **more):
         asked.append((methods, str(reference), photos, features, out, device))
         return dict(methods={}, note='')
     monkeypatch.setattr('scenimefy.evaluate.compare_folders', compare)
