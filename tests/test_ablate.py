@@ -8,19 +8,24 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 from scipy import stats
 
+import scenimefy.ablate as A
 from scenimefy.ablate import (PUBLISHED, T975, TABLE_3_MORE, TABLE_4, TOY, AblateSettings, Ruler, ablate, compare, draw_table,
                               folder_digest, interval, read_table, row_file, rounded, run_key, run_table, sentences,
-                              short_translator, strip, table_cells, values, verdict, write_page)
-from scenimefy.core import SettingsError, UserError
-from scenimefy.finetune import FinetuneSettings
+                              short_translator, strip, table_cells, values, verdict, world_ruler, write_page)
+from scenimefy.core import SettingsError, UserError, seeded
+from scenimefy.finetune import FinetuneSettings, shared_styles
 from scenimefy.page import table_html
 from scenimefy.runs import Diverged, Stopped
+from scenimefy.selection import Selected, passes
+from scenimefy.stylegan import load_stylegan
+from scenimefy.world import HELD_OUT, render, scenes
 
 ROWS = {'full': {}, 'w/o sail': dict(adds=.5), 'twin of full': {}}
 ABOUT = dict(boat='red', lr=1e-3, sizes=(1, 2))
@@ -296,6 +301,85 @@ def test_ruler_by_hand():
     assert ruler(photo + 7)['l1'] == pytest.approx(.5)                                  # clamped to 1 first
     ruler.truth = None
     assert 'l1' not in ruler(photo)
+
+
+def test_ruler_takes_labels_from_the_photo():
+    "Two classes by hand: photos a little more sky than grass everywhere, pictures clearly grass in one of two pixels."
+    ruler = Ruler(torch.zeros(2, 3, 32, 32), n_real=8)
+    ruler.votes = torch.tensor([.6, .4]).view(1, 2, 1, 1).expand(2, 2, 1, 2)
+    ruler.vote = lambda images: torch.tensor([[.8, .2], [.2, .8]]).view(1, 2, 1, 2).expand(2, 2, 1, 2)
+    found = ruler(torch.zeros(2, 3, 32, 32))
+    assert found['lbce'] == pytest.approx((math.log(1 + math.exp(-.6)) + math.log(1 + math.exp(.6)))/2, abs=1e-6)
+    assert found['agreement'] == .5
+
+
+def test_world_ruler_holds_the_same_scenes_twice_and_real_anime_of_others():
+    "Photos, and their scenes as anime; both held out. What is called real is anime as a collection of anime has it."
+    ruler, seeds = world_ruler(3, 32, 4), range(HELD_OUT + 20_000, HELD_OUT + 20_003)
+    assert torch.equal(ruler.photo, render(scenes(seeds, 'photo'), 32, 'photo'))
+    assert torch.equal(ruler.truth, render(scenes(seeds, 'photo'), 32, 'anime'))
+    real = render(scenes(range(HELD_OUT + 1000, HELD_OUT + 1004), 'anime'), 32, 'anime')
+    torch.testing.assert_close(ruler.real, ruler.features(real), atol=1e-4, rtol=1e-4)
+
+
+def test_scale_mixes_scenes_up_and_not_pixels():
+    class Shows(Ruler):
+        def __init__(self): self.photo, self.truth = torch.rand(2, 3, 3, 4, 4)
+        def __call__(self, images): return images
+    ruler = Shows()
+    known = ruler.scale()
+    assert torch.equal(known['the photos themselves'], ruler.photo) and torch.equal(known['true anime'], ruler.truth)
+    assert torch.equal(known['anime of other scenes'], ruler.truth[[2, 0, 1]])
+
+
+def test_pairs_that_never_met_the_selection(monkeypatch, tmp_path):
+    "The worst candidate of all is welcome in one folder and not in the other; both hold as many."
+    asked = []
+    monkeypatch.setattr(A, 'make_pairs', lambda rule, source, segmenter, out: asked.append(rule) or Selected(out, 1, 1))
+    found = A.pair_folders(AblateSettings().but(pairs=6), tmp_path)
+    assert list(found) == ['pairs', 'unselected'] and found['pairs'] != found['unselected']
+    worst = dict(lbce=50., n_categories=1)
+    assert [passes(worst, rule) for rule in asked] == [False, True]
+    assert [rule.count for rule in asked] == [6, 6] and [rule.keep_best for rule in asked] == [.7, 1.]
+
+
+def test_rows_of_table_4_reach_the_training(monkeypatch, tmp_path):
+    "Each with its seed and its change; one row alone gets the folder of unselected pairs."
+    seen = []
+    for side in ('photos', 'anime'): (tmp_path/side).mkdir()
+    pairs = {k: tmp_path/k for k in ('pairs', 'unselected')}
+    monkeypatch.setattr(A, 'world_folder', lambda *a: tmp_path)
+    monkeypatch.setattr(A, 'pair_folders', lambda *a: pairs)
+    monkeypatch.setattr(A, 'world_ruler', lambda *a: SimpleNamespace(photo='photos', scale=None))
+    monkeypatch.setattr(A, 'train', lambda cfg, photos, anime, pairs, out, device: seen.append((cfg, photos, anime, pairs)) or 'made')
+    monkeypatch.setattr(A, 'translated', lambda made, photos: (made, photos))
+    plan, base = A.plan_4(AblateSettings(), tmp_path), short_translator(AblateSettings().budget)
+    for row, change in plan['rows'].items():
+        assert plan['run_one'](change, 5, tmp_path/'run') == ('made', 'photos')
+        cfg, *folders = seen[-1]
+        assert cfg == base.but(seed=5, **{k: v for k, v in change.items() if k != 'pairs'})
+        assert folders == [tmp_path/'photos', tmp_path/'anime', pairs['unselected' if row == 'no selection' else 'pairs']]
+    assert len(seen) == 9
+
+
+def test_rows_of_table_3_reach_the_fine_tuning_and_paint_the_same_codes(monkeypatch, tmp_path):
+    "More codes than fit into one batch: each keeps its own style and noise."
+    seen, painted = [], []
+    (tmp_path/'anime').mkdir()
+    monkeypatch.setattr(A, 'world_folder', lambda *a: tmp_path)
+    monkeypatch.setattr(A, 'Ruler', lambda photo, n_real: painted.append(photo) or SimpleNamespace(photo=photo))
+    monkeypatch.setattr(A, 'finetune', lambda cfg, source, anime, out, device: seen.append(cfg) or 'tiny')
+    plan = A.plan_3(AblateSettings().but(scenes=52, budget=7), tmp_path)
+    source = load_stylegan('tiny')
+    w_plus, noise = shared_styles(source, 52, generator=seeded('table 3'))
+    with torch.no_grad(): want = source.synthesis(w_plus[50:], [layer[50:] for layer in noise]).clamp(-1, 1)
+    torch.testing.assert_close(painted[0][50:], want, atol=1e-4, rtol=1e-4)
+    assert torch.equal(plan['run_one']({}, 5, tmp_path/'run'), painted[0])          # an untouched copy paints the photos
+    monkeypatch.setattr(A, 'in_parts', lambda *a: None)
+    base = FinetuneSettings.preset('tiny').but(steps=7, log_every=7, sample_every=7, save_every=7)
+    for change in plan['rows'].values():
+        plan['run_one'](change, 5, tmp_path/'run')
+        assert seen[-1] == base.but(seed=5, **change)
 
 
 def test_rounded():

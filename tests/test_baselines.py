@@ -5,15 +5,18 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import scenimefy.baselines as B
 from scenimefy.baselines import (PUBLISHED_1, NOT_HERE_1, RECIPES, STEPS, TABLE_1, BaselineRun, BaselineSettings, baseline_weights,
                                  blur, color_reconstruction, color_statistics, color_transfer, feature_l1, from_lab, gram,
                                  gray, gray_style, smooth_edges, to_lab, world_statistics, yuv)
 from scenimefy.core import SettingsError, seeded
+from scenimefy.data import Transform
 from scenimefy.runs import run_training
-from scenimefy.semisup import SemisupSettings
+from scenimefy.semisup import SemisupSettings, draw_ids
 from scenimefy.world import write_world
+from tape import Tape
 
 SMALL = BaselineSettings.preset('tiny').but(size=32, load_size=32, ngf=4, n_blocks=5, ndf=4, head_dim=8, n_patches=16, epochs=2,
                                             epoch_steps=2, log_every=1, sample_every=4, save_every=2)
@@ -136,6 +139,63 @@ def test_a_step_says_what_a_slow_twin_says(world, tmp_path, name):
         assert sum(moved) > .5*len(moved), f'{k} did not learn'
 
 
+def cross_entropy_of_patches(q, k, tau):
+    "Patch i of `q` among all patches of `k`, image by image."
+    return torch.stack([F.cross_entropy(a @ b.T/tau, torch.arange(len(a))) for a, b in zip(q, k)]).mean()
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+def test_cut_finds_patches_of_the_result_in_its_source(world, tmp_path, rank):
+    "The photo for a translated photo, the anime for a translated anime; the patches are those of this step and process."
+    r = start(world, 'CUT', tmp_path, tau=.2)
+    nets, (x, y, xp, yp) = copy.deepcopy(r.nets), next(iter(r.feed()))
+    r.step, r.rank = 3, rank
+    got = r.take_step((x, y, xp, yp))
+    ids = draw_ids(r.cfg, 3, 'cpu', rank)['F']
+    with torch.no_grad():
+        rows = lambda image: nets.F(nets.G.encode(image), ids)
+        for name, source in (('hdce', x), ('idt', y)):
+            taps = [cross_entropy_of_patches(q, k, .2) for q, k in zip(rows(nets.G(source)), rows(source))]
+            assert abs(got[name] - sum(taps)/5) < 1e-4, name
+
+
+def test_animegan_takes_texture_from_gray_anime_and_colors_from_the_photo(world, tmp_path):
+    r = start(world, 'AnimeGAN', tmp_path)
+    nets, (x, y, xp, yp) = copy.deepcopy(r.nets), next(iter(r.feed()))
+    got = r.take_step((x, y, xp, yp))
+    with torch.no_grad():
+        fake = nets.G(x)
+        light = (.299*y[:, 0] + .587*y[:, 1] + .114*y[:, 2])[:, None].repeat(1, 3, 1, 1)
+        a, b = (r.features(i) for i in (fake, light))
+        together = lambda t: torch.einsum('bni,bnj->bij', t, t)/t[0].numel()
+        assert abs(got['gram'] - (together(a) - together(b)).abs().mean()) < 1e-6
+        assert abs(got['color'] - color_reconstruction(fake, x)) < 1e-6 and abs(color_reconstruction(fake, x) - color_reconstruction(fake, y)) > 1e-3
+
+
+def test_every_step_is_told_its_epoch_and_step_size(world, tmp_path, monkeypatch):
+    "Four epochs of two steps: full, full, two thirds, one third; and the average follows each step."
+    r = start(world, 'CUT', tmp_path, epochs=4, epoch_steps=2, lr=.006, ema=.9)
+    told, before = [], r.average.model[1].bias.clone()
+    def listen(r, batch, w):
+        told.append([o.param_groups[0]['lr'] for o in r.optims.values()])
+        with torch.no_grad(): r.nets.G.model[1].bias.fill_(1.)
+        return {}
+    monkeypatch.setitem(STEPS, 'CUT', listen)
+    epochs = []
+    for r.step in range(8): epochs.append(r.take_step(None)['epoch'])
+    assert epochs == [1, 1, 2, 2, 3, 3, 4, 4] and len(told[0]) == 3                                       # G, D, F
+    for got, want in zip(told, [.006]*4 + [.004]*2 + [.002]*2): assert got == pytest.approx([want]*3)
+    torch.testing.assert_close(r.average.model[1].bias, 1 - .9**8*(1 - before))
+
+
+def test_gradients_are_averaged_before_every_update(world, tmp_path):
+    r, log = start(world, 'CUT', tmp_path), []
+    r.optims = {n: Tape(n, net, log) for n, net in r.nets.present().items()}
+    r.average_gradients = lambda names: log.append(('average', names))
+    STEPS['CUT'](r, next(iter(r.feed())), baseline_weights(r.cfg, 1))
+    assert [what if n == 'average' else n for n, what in log] == [['D'], 'D', ['G', 'F'], 'G', 'F']
+
+
 def test_networks_are_those_that_the_recipe_needs(world, tmp_path):
     have = {name: set(start(world, name, tmp_path/name).nets.present()) for name in RECIPES}
     assert have == {'pix2pix': {'G', 'D_p'}, 'CUT': {'G', 'D', 'F'}, 'CartoonGAN': {'G', 'D'}, 'AnimeGAN': {'G', 'D'}}
@@ -207,3 +267,12 @@ def test_table_rows_reach_their_methods(world, tmp_path, monkeypatch):
         if row == 'color transfer': assert not torch.equal(images, Ruler.photo)
     assert asked == [(n, 5, n) for n in STEPS] + [('Scenimefy', 5, '')]
     assert world_statistics(world/'anime', 3)[0].shape == (3, 1, 1)
+
+
+def test_statistics_are_those_of_the_first_pictures(world):
+    look = Transform(64)
+    files = sorted((world/'anime').glob('*.png'))
+    for n in (2, 5):
+        for got, want in zip(world_statistics(world/'anime', n), color_statistics(torch.stack([look(Image.open(f)) for f in files[:n]]))):
+            torch.testing.assert_close(got, want)
+    assert not torch.equal(world_statistics(world/'anime', 2)[0], world_statistics(world/'anime', 5)[0])

@@ -313,6 +313,45 @@ def test_pairs_bad_requests(painters, tmp_path):
     assert not list((tmp_path/'q'/'trainA').glob('*'))
 
 
+def test_pairs_are_painted_with_the_given_truncation(monkeypatch, caught):
+    painted = []
+    monkeypatch.setattr('scenimefy.selection.StyleganPairs', lambda *a: painted.append(a) or 'made')
+    for words in ('', '--psi 0.5 --preset tiny --device cpu', '--source a --target b'): assert run('pairs', '-o', 'p', *words.split()).exit_code == 0
+    assert painted == [('lhq', 'shinkai-stylegan', .7, 'auto'), ('tiny', 'tiny-anime', .5, 'cpu'), ('a', 'b', .7, 'auto')]
+
+
+# --- tables, recipes and measures --------------------------------------------------------------------
+
+def test_ablate_hands_everything_on(monkeypatch):
+    from scenimefy.ablate import AblateSettings
+    asked = []
+    monkeypatch.setattr('scenimefy.ablate.ablate', lambda *a, say: asked.append(a) or 'page')
+    assert run('ablate', '--table', '4', '-o', 'o', '--row', 'w/o D_P', '--row', 'w/o decay', '--work', 'w', '--budget', '7', '--seeds', '2').exit_code == 0
+    assert run('ablate', '--table', '3', '-o', 'o', '--device', 'cuda').exit_code == 0
+    assert asked == [(4, Path('o'), AblateSettings().but(budget=7, seeds=2), ['w/o D_P', 'w/o decay'], Path('w'), 'cpu'),
+                     (3, Path('o'), AblateSettings(), (), None, 'cuda')]
+
+def test_bake_makes_what_is_named(monkeypatch):
+    asked = []
+    monkeypatch.setattr('scenimefy.bake.bake', lambda names, out, device, say: asked.append((names, out, device)) or dict.fromkeys(names or ['all']))
+    named, everything = run('bake', '-o', 'o', 'clip', 'tiny'), run('bake', '-o', 'o', '--device', 'cpu')
+    assert asked == [(['clip', 'tiny'], Path('o'), 'auto'), (None, Path('o'), 'cpu')]
+    assert named.output.split() == [str(Path('o')/f'{n}.safetensors') for n in ('clip', 'tiny')] and everything.exit_code == 0
+
+def test_features_are_inception_unless_others_are_named(monkeypatch):
+    asked = []
+    def compare(methods, reference, photos, features, out, device, **more):
+        asked.append((methods, str(reference), photos, features, out, device))
+        return dict(methods={}, note='')
+    monkeypatch.setattr('scenimefy.evaluate.compare_folders', compare)
+    monkeypatch.setattr('scenimefy.evaluate.comparison_rows', lambda report: (['method'], []))
+    assert run('evaluate', 'made/ours', 'ref').exit_code == run('evaluate', 'made/photos', 'ref', '--features', 'tiny').exit_code == 0
+    assert run('compare', 'ref', 'CUT=a', 'ours=b=c', '-o', 'o', '--photos', 'p', '--device', 'cpu').exit_code == 0
+    assert asked == [({'ours': Path('made/ours')}, 'ref', None, 'inception', None, 'auto'),
+                     ({'generated': Path('made/photos')}, 'ref', None, 'tiny', None, 'auto'),
+                     ({'CUT': Path('a'), 'ours': Path('b=c')}, 'ref', Path('p'), 'inception', Path('o'), 'cpu')]
+
+
 # --- stylize ---------------------------------------------------------------------------------------
 
 def test_stylize_reports_every_file(net, tmp_path):
@@ -352,6 +391,19 @@ def test_doctor(monkeypatch):
     bad = run('doctor')
     assert bad.exit_code == 1 and 'no processor' in bad.output and 'speed' in bad.output   # the rest is still looked at
 
+def test_memory_is_that_of_the_container(monkeypatch):
+    "A machine of 1000 pages; a container may have less, never more, or no limit at all."
+    monkeypatch.setattr(cli.os, 'sysconf', lambda name: dict(SC_PAGE_SIZE=4096, SC_PHYS_PAGES=1000)[name])
+    for limit, want in (('2000000\n', 2_000_000), ('9223372036854771712', 4_096_000), ('max', 4_096_000)):
+        monkeypatch.setattr(cli.Path, 'read_text', lambda self, limit=limit: limit)
+        assert cli.memory_total() == want
+
+def test_doctor_can_do_without_half_precision(monkeypatch):
+    "A device that fails in float32 is broken; one that fails in bfloat16 is noted."
+    for fails, marks in ((torch.bfloat16, [cli.FINE, cli.NOTE]), (torch.float32, [cli.BROKEN, cli.FINE])):
+        monkeypatch.setattr(cli, 'tries', lambda device, dtype, fails=fails: 'not here' if dtype is fails else '')
+        assert [mark for mark, name, _ in cli.device_findings() if name == 'cpu'] == marks
+
 def test_doctor_sees_wrong_weights(monkeypatch, tmp_path):
     monkeypatch.setenv('SCENIMEFY_HOME', str(tmp_path))
     assert {m for m, *_ in cli.weights_findings()} == {cli.FINE, cli.NOTE}
@@ -389,6 +441,13 @@ def test_demo(small_demo, tmp_path, monkeypatch):
     assert not [p for p in tmp_path.iterdir() if p.suffix == '.html' or p.name.startswith('.')]
     weights = tmp_path/'d'/'translator.safetensors'                # what the page names lies outside of what a second demo clears
     assert str(weights) in (tmp_path/'d'/'index.html').read_text(encoding='utf8') and load_generator(weights)
+
+def test_demo_takes_the_time_that_it_is_given(monkeypatch):
+    asked = []
+    def demo(photos, out, settings, say): asked.append((photos, out, settings.seconds)); raise UserError('enough')
+    monkeypatch.setattr('scenimefy.demo.demo', demo)
+    run('demo', 'a.png', '-o', 'o', '--seconds', '7'); run('demo')
+    assert asked == [([Path('a.png')], Path('o'), 7.), ([], Path('scenimefy-demo'), 55.)]
 
 def test_demo_keeps_what_is_not_its_own(small_demo, tmp_path):
     (tmp_path/'work').mkdir()

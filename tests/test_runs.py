@@ -402,6 +402,33 @@ def test_a_signal_to_another_process_stops_all(photos, tmp_path):
         assert r.anywhere([]) == expected
 
 
+def test_gradients_of_two_processes_are_their_mean(photos, tmp_path):
+    "Not their sum, which Adam would not notice and other optimizers would."
+    r = LineRun(TOY, photos, tmp_path/'run')
+    r.world, r.accelerator = 2, types.SimpleNamespace(reduce=lambda t, how: (t + 5)/(2 if how == 'mean' else 1))
+    r.nets.G.weight.grad = torch.full((1, 1), 3.)
+    r.average_gradients(['G'])
+    assert r.nets.G.weight.grad.item() == 4 and r.nets.G.bias.grad is None
+
+
+def test_diverged_names_the_images_of_its_own_process(photos, tmp_path):
+    "The second of two processes, batches of two: the first step shows it the third and fourth picture."
+    r = LineRun(TOY, photos, tmp_path/'run')
+    r.step, r.rank, r.world = 1, 1, 2
+    with pytest.raises(Diverged) as e: runs.look_at({'loss': float('nan')}, r)
+    named = [r.sets[0].files(p)[0].name in str(e.value) for p in range(5)]
+    assert named == [False, False, True, True, False]
+
+
+def test_frozen_networks_thaw_after_an_error():
+    net = nn.Linear(1, 1)
+    with pytest.raises(ZeroDivisionError):
+        with runs.frozen(net, None):
+            assert not any(p.requires_grad for p in net.parameters())
+            1/0
+    assert all(p.requires_grad for p in net.parameters())
+
+
 # ---- what is refused
 
 def test_settings_that_change_the_result(photos, tmp_path):

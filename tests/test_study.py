@@ -276,6 +276,12 @@ def test_wilson_against_scipy():
             assert np.allclose(wilson(k, n, level), ref, atol=1e-9)
 
 
+def test_shares_of_several_tables_at_once():
+    "Two tables of three ballots: votes are added over ballots, not over tables; no vote at all is no share."
+    counts = np.array([[[1, 0], [1, 0], [0, 2]], [[0, 0], [0, 3], [1, 0]], [[0, 0]]*3])
+    assert shares(counts).tolist() == [[.5, .5], [.25, .75], [0, 0]]
+
+
 def test_bootstrap_matches_its_theory():
     for rho in (0., .3):
         c = simulate([.5, .3, .2], 400, 10, rho, seed=rho)
@@ -325,6 +331,14 @@ def test_unfinished_ballots_count_with_what_they_hold(tmp_path, study):
     votes = read_votes(tmp_path)
     total = sum(tabulate(votes, c, study.methods).sum() for c in CRITERIA if any(v['criterion'] == c for v in votes))
     assert total == 18 and shares(tabulate(votes, 'style', study.methods).sum(1)).tolist() == [1., 0., 0.]
+
+
+def test_a_table_holds_the_voters_and_photos_of_its_own_question(study):
+    "Who only judged the content, and a photo that only was judged by it, leave no empty rows in the table of style."
+    vote = dict(study=study.id, voter='a', photo='000', criterion='style', method='v')
+    more = [dict(vote, criterion='content'), dict(vote, criterion='content', photo='001'), dict(vote, criterion='content', voter='b')]
+    assert tabulate([vote, *more], 'style', study.methods).tolist() == [[[0, 1, 0]]]
+    assert tabulate([vote, *more], 'content', study.methods).tolist() == [[[0, 1, 0], [0, 1, 0]], [[0, 1, 0], [0, 0, 0]]]
 
 
 def test_table_refuses_what_is_not_its_own(study):

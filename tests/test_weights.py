@@ -1,5 +1,5 @@
 "Weights: downloads that break off, lie or are altered; files that carry code; names. No network access."
-import argparse, hashlib, http.server, os, pickle, threading, zipfile
+import argparse, errno, hashlib, http.server, os, pickle, threading, zipfile
 
 import numpy as np
 import pytest
@@ -166,6 +166,19 @@ def test_unusable_home(server, tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match='SCENIMEFY_HOME'): fetch('toy', tmp_path/'file'/'deeper')
 
 
+@pytest.mark.parametrize('value', ['', '0'])
+def test_offline_zero_means_online(server, home, monkeypatch, value):
+    monkeypatch.setenv('SCENIMEFY_OFFLINE', value)
+    assert fetch('toy').read_bytes() == server.data
+
+
+@pytest.mark.parametrize('code', [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_or_quota_is_said(server, home, monkeypatch, code):
+    def full(*a, **k): raise OSError(code, 'no room')
+    monkeypatch.setattr(W, '_open_url', full)
+    with pytest.raises(WeightsError, match='the disk is full; free 300,000 bytes'): fetch('toy')
+
+
 # ---- files whose size and hash nobody told us
 
 @pytest.fixture
@@ -217,6 +230,11 @@ def test_server_that_names_no_length_or_too_much(unpinned, home, monkeypatch):
     monkeypatch.setattr(W, 'LARGEST', 1000)
     with pytest.raises(WeightsError, match='at most 1,000'): fetch('toy')
     assert not (home/'toy.pt').exists()
+
+
+def test_the_largest_file_is_still_taken(unpinned, home, monkeypatch):
+    monkeypatch.setattr(W, 'LARGEST', len(unpinned.data))
+    assert fetch('toy').read_bytes() == unpinned.data
 
 
 def test_a_file_put_there_by_hand_is_remembered_too(unpinned, home):

@@ -111,6 +111,18 @@ def test_domain_gap_and_disjoint_seeds(tmp_path):
     (tmp_path/'anime'/'holiday.png').write_bytes(b'x')
     with pytest.raises(UserError, match='other files'): W.write_world(tmp_path, 3, 3, 2, 16, 2)
 
+def test_batches_do_not_show_in_the_files(tmp_path):
+    "Five photos written two at a time are the five that are written at once, and all different."
+    for batch in (2, 32): W.write_world(tmp_path/str(batch), n_photos=5, n_anime=3, n_pairs=3, size=16, batch=batch)
+    read = lambda batch: {p.relative_to(tmp_path/batch): p.read_bytes() for p in sorted((tmp_path/batch).rglob('*.png'))}
+    assert read('2') == read('32') and len(set(read('2').values())) == len(read('2')) == 5 + 3 + 2*3
+
+def test_captions_count_houses():
+    s = W.scenes(range(400))
+    n = (s.objects[..., 0] == W.HOUSE).sum(1).tolist()
+    assert {0, 1, 2} == set(n)
+    for text, k in zip(W.captions(s), n): assert ('a house' in text, 'houses' in text) == (k == 1, k == 2), text
+
 @pytest.mark.parametrize('call, text', [
     (lambda: W.scenes([1], 'film'), 'any, photo, anime'), (lambda: W.scenes([1.5]), 'integers'),
     (lambda: W.render([1], 64, 'oil'), 'photo, anime'), (lambda: W.render([1], 0), 'at least 1 pixel'),

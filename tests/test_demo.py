@@ -1,0 +1,118 @@
+"The demo's arithmetic, its clock and its shares of time; the demo as a whole runs in test_cli."
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+import scenimefy.demo as D
+from scenimefy.demo import Clock, DemoSettings, fit_finetune, fit_train, gain, held_out, seconds_per_step, short_memory, show_photo, smooth, to_truth
+from scenimefy.finetune import FinetuneSettings
+from scenimefy.semisup import SemisupSettings
+from scenimefy.world import HELD_OUT, is_daytime, render
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    "A clock that stands still until it is moved: `clock[0] += 1`."
+    now = [100.]
+    monkeypatch.setattr(D, 'time', SimpleNamespace(perf_counter=lambda: now[0]))
+    return now
+
+
+def test_smooth_is_the_mean_of_the_last_few():
+    assert smooth([1, 3, 5, 7], 2) == [1, 2, 4, 6] and smooth([1, 3, 5, 7], 3) == [1, 2, 3, 5] and smooth([4, 2], 1) == [4, 2]
+
+
+def test_gain_by_hand():
+    "Four scenes come .2, .1, .3 and 0 closer, of .4: 37.5 percent, with the deviation of the mean of four."
+    before, after = torch.full((4,), .4), torch.tensor([.2, .3, .1, .4])
+    g = gain(before, after)
+    error = 100*math.sqrt((.05**2 + .05**2 + .15**2 + .15**2)/3)/math.sqrt(4)/.4
+    assert (g['word'], g['better'], g['n']) == ('closer', 3, 4)
+    assert (g['percent'], g['error'], g['photo'], g['output']) == pytest.approx((37.5, error, .4, .25), rel=1e-4)
+    worse = gain(after, before)
+    assert (worse['word'], worse['better']) == ('farther', 0) and worse['percent'] == pytest.approx(60, rel=1e-4)
+
+
+def test_average_remembers_a_tenth_of_a_short_run():
+    assert [short_memory(.99, n) for n in (50, 5000, 5)] == pytest.approx([.8, .99, 0.])
+    assert short_memory(.5, 50) == .5
+
+
+def test_a_step_is_timed_without_the_slow_first_ones(clock):
+    "Nine steps, the first three slow, the others two seconds each."
+    def attempt(folder, tick):
+        for seconds in (60, 9, 5, 2, 2, 2, 2, 2, 2): clock[0] += seconds; tick()
+    assert seconds_per_step(attempt) == pytest.approx(2.)
+
+
+def test_steps_fill_the_time(monkeypatch):
+    "A hundred seconds at half a second each are 200 steps: ten in each of twenty epochs, or all of Stage 1."
+    monkeypatch.setattr(D, 'seconds_per_step', lambda attempt: .5)
+    third = fit_train(SemisupSettings.preset('tiny').but(epochs=20, ema=.99), 100., 'photos', 'anime', 'pairs')
+    assert (third.epochs, third.epoch_steps, third.ema) == (20, 10, pytest.approx(.95))
+    first = fit_finetune(FinetuneSettings.preset('tiny').but(ema=.99), 100., 'tiny', 'anime')
+    assert (first.steps, first.ema) == (200, pytest.approx(.95))
+
+
+def test_both_stages_share_the_time(monkeypatch, tmp_path):
+    "A quarter of eighty seconds for Stage 1, the rest for Stage 3."
+    class Enough(Exception): pass
+    given = {}
+    def fit(name, cfg, seconds, *_):
+        given[name] = seconds
+        if name == 'third': raise Enough
+        return cfg
+    for name, fake in (('fit_finetune', lambda *a: fit('first', *a)), ('fit_train', lambda *a: fit('third', *a)), ('finetune', lambda *a, **k: 'made'),
+                       ('StyleganPairs', lambda *a: None), ('load_segmenter', lambda *a: None), ('make_pairs', lambda *a: None)):
+        monkeypatch.setattr(D, name, fake)
+    with pytest.raises(Enough):
+        D.run_stages(DemoSettings().but(seconds=80., share=.25), ('photos', 'anime'), tmp_path, FinetuneSettings.preset('tiny'),
+                     SemisupSettings.preset('tiny'), Clock(lambda text: None))
+    assert given == dict(first=20., third=60.)
+
+
+def test_held_out_scenes_are_the_first_in_daylight():
+    seeds = held_out(40)
+    assert seeds == [s for s in range(HELD_OUT, seeds[-1] + 1) if is_daytime([s]).item()] and len(seeds) == 40
+    assert seeds[-1] > HELD_OUT + 39                                               # dusk was passed over
+
+
+def test_distance_is_taken_to_the_anime_of_the_scene():
+    "Doing nothing is as far as photo and anime are apart; a net that paints gray, as anime is from gray. Batches do not show."
+    seeds = held_out(3)
+    photo, anime = (render(seeds, 32, style) for style in ('photo', 'anime'))
+    found = to_truth({'nothing': lambda x: x, 'gray': torch.zeros_like}, seeds, 32, lambda a, b: (a - b).amax((1, 2, 3)), batch=2)
+    for name, made in (('nothing', photo), ('gray', torch.zeros_like(anime))):
+        torch.testing.assert_close(found[name], torch.stack([(made - anime).abs().mean((1, 2, 3)), (made - anime).amax((1, 2, 3))]))
+    assert (to_truth({'nothing': lambda x: x}, seeds[:1], 32)['nothing'][1] == 0).all()
+
+
+def test_clock_adds_up_what_has_one_name(clock):
+    heard = []
+    c = Clock(heard.append)
+    for name, seconds in (('timing', 1), ('Stage 1', 5), ('timing', 2), ('Stage 3', 7)):
+        c(name, 'x' if name == 'timing' else ''); clock[0] += seconds
+    c()
+    assert c.seconds == {'timing': 3., 'Stage 1': 5., 'Stage 3': 7.} and heard == ['timing: x', 'Stage 1', 'timing: x', 'Stage 3']
+
+
+@pytest.mark.parametrize('size, small', [((60, 20), (32, 11)), ((20, 60), (11, 32)), ((40, 40), None), ((41, 8), (32, 6))])
+def test_large_photos_are_translated_small_as_well(monkeypatch, tmp_path, size, small):
+    "Large is what is more than a quarter longer than 32 px on its longer side."
+    monkeypatch.setattr(D, 'stylize', lambda photo, net: photo.copy())
+    Image.new('RGB', size).save(tmp_path/'photo.png')
+    shown = show_photo(None, tmp_path/'photo.png', tmp_path/'out.png', 32)
+    assert (shown.small and shown.small.size) == small and Image.open(tmp_path/'out.png').size == size
+
+
+def test_page_compares_kept_pairs_with_the_others(monkeypatch):
+    lines = [dict(seed=i, lbce=1. + i, n_categories=3, agreement=a) for i, a in enumerate((.9, .8, .3, .1))]
+    monkeypatch.setattr(D, 'read_scores', lambda folder: lines)
+    monkeypatch.setattr(D, 'choose', lambda lines, cfg: {0, 1})
+    monkeypatch.setattr(D, 'examples', lambda lines, cfg, n: {'best': [0], 'worst': [3]})
+    monkeypatch.setattr(D, 'pair_html', lambda *a: '')
+    text = D.stage2_html(None, None, 'folder', None)
+    assert '85.0 % of the pixels agree in the kept pairs, 20.0 % in the others' in text and 'made 4 pairs, and the 2 on' in text
