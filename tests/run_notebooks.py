@@ -9,7 +9,7 @@ to the outputs, where readers of the screen and converted pages find them.
 
 One notebook after the other: kernels that start at the same moment sometimes wait for each other forever.
 """
-import copy
+import os
 import re
 import sys
 import time
@@ -53,18 +53,20 @@ def run(path):
 
 
 def run_twice(path):
-    "All cells, and then all cells again, as a reader does who presses Run All a second time."
-    nb = nbformat.read(path, 4)
-    again = copy.deepcopy(nb.cells)
-    for cell in again: cell.id += '-again'
-    nb.cells += again
-    execute(nb)
+    "All cells, and then all cells again, as a reader does who presses Run All a second time. In this process, as nbdev_test."
+    from execnb.nbio import read_nb
+    from execnb.shell import CaptureShell
+    shell = CaptureShell(path)
+    for _ in range(2): shell.run_all(read_nb(path), exc_stop=True, preproc=lambda cell: bool(SKIPPED.search(cell.source)))
 
 
 if __name__ == '__main__':
     for path in sys.argv[1:]:
         if path.startswith('--'): continue
-        if '--twice' in sys.argv: run_twice(path)
+        if '--twice' in sys.argv:
+            path = os.path.abspath(path)
+            os.chdir(os.path.dirname(path))
+            run_twice(path)
         elif '--describe' in sys.argv:
             nb = nbformat.read(path, 4)
             describe(nb)
