@@ -841,18 +841,18 @@ def translator_plan(kit):
     "Go on with the bundled translator by its own recipe, more images a step."
     from scenimefy.bake import translator_scores
     from scenimefy.semisup import Run, SemisupSettings
-    from scenimefy.stylize import load_generator
+    from scenimefy.stylize import load_translator
     from scenimefy.weights import find_weights
     cfg = settings_of(find_weights('tiny'), SemisupSettings).but(batch=kit.size.train_batch, **common(kit))
     if kit.tiny: cfg = cfg.but(size=32, load_size=48, epochs=2)
     home, counts = gather(kit.work/'data')
     def build(cfg, folder):
         run = Run(cfg, home/'photos', home/'anime', home, folder, kit.device)
-        for net in (run.nets.G, run.average): net.load_state_dict(load_generator('tiny').state_dict())
+        for net in (run.nets.G, run.average): net.load_state_dict(load_translator('tiny').state_dict())
         return run
     return SimpleNamespace(cfg=cfg, build=build, counts=counts, start='tiny',
                            steps=lambda n: dict(epoch_steps=max(1, n//cfg.epochs)),
-                           score=lambda file: translator_scores(load_generator(file), kit.size.scenes))
+                           score=lambda file: translator_scores(load_translator(file), kit.size.scenes))
 
 
 def stylegan_plan(kit):

@@ -30,7 +30,7 @@ from .selection import (SelectSettings, StyleganPairs, agreement, digest, lbce_r
                                  semantic_scores)
 from .semisup import SemisupSettings, train
 from .stylegan import load_stylegan
-from .stylize import load_generator
+from .stylize import load_translator
 from .world import HELD_OUT, render, scenes, write_world
 
 # %% ../nbs/12_ablate.ipynb #exp-rows
@@ -333,7 +333,7 @@ def short_translator(budget:int) -> SemisupSettings:
     epochs = min(TOY.epochs, budget)
     return TOY.but(epochs=epochs, epoch_steps=budget//epochs, ema=.98, **once(budget))
 
-def translated(weights, photos:Tensor) -> Tensor: return in_parts(load_generator(weights), photos)
+def translated(weights, photos:Tensor) -> Tensor: return in_parts(load_translator(weights), photos)
 
 def plan_4(cfg:AblateSettings, work, device:str='cpu') -> dict: # arguments of `run_table`
     "Table 4 and appendix C: Stage 3 from nothing, measured on photos that no run has seen."

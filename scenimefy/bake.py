@@ -25,9 +25,9 @@ from .selection import SelectSettings, StyleganPairs, make_pairs, score_pairs
 from .semisup import SemisupSettings, train
 from .runs import History
 from .stylegan import PretrainSettings, load_stylegan, pretrain, read_stylegan, save_stylegan
-from .stylize import load_generator
+from .stylize import load_translator
 from .teachers import ClipSettings, SegmenterSettings, train_clip, train_segmenter
-from .translator import save_generator
+from .translator import save_translator
 from .world import HELD_OUT, is_daytime, render, scenes, write_world
 
 # %% ../nbs/14_bake.ipynb #exp-kitchen
@@ -228,9 +228,9 @@ def bake_translator(k:Kitchen) -> dict:
     cfg = SemisupSettings.preset('tiny').but(epoch_steps=k.steps(200), ngf=24, lam_l1=2., ema=.995, sample_every=400,
                                              save_every=400)
     made = k.run(train, cfg, 'translator', varied/'photos', varied/'anime', varied)
-    net = load_generator(made)
+    net = load_translator(made)
     scores = translator_scores(net, k.cfg.n_score//4)
-    save_generator(net, k.out/'tiny.safetensors', half=True, settings=cfg.to_json(), scores=json.dumps(scores),
+    save_translator(net, k.out/'tiny.safetensors', half=True, settings=cfg.to_json(), scores=json.dumps(scores),
                    step=str(cfg.epochs*cfg.epoch_steps))
     return scores
 

@@ -477,10 +477,10 @@ def bundled_findings() -> list:
     "Our own networks, each loaded once."
     from scenimefy.priors import load_clip, load_segmenter
     from scenimefy.stylegan import load_stylegan
-    from scenimefy.stylize import load_generator
+    from scenimefy.stylize import load_translator
     from scenimefy.translator import count_parameters
     found = []
-    for what, load, name in (('translator', load_generator, 'tiny'), ('stylegan', load_stylegan, 'tiny'),
+    for what, load, name in (('translator', load_translator, 'tiny'), ('stylegan', load_stylegan, 'tiny'),
                              ('stylegan', load_stylegan, 'tiny-anime'), ('clip', load_clip, 'tiny'),
                              ('segmenter', load_segmenter, 'tiny')):
         try: state = FINE, f'{name}: bundled, {count_parameters(load(name))/1e6:.2f} million weights'
@@ -506,7 +506,8 @@ def weights_findings() -> list:
 def speed_findings(device:str='auto', repeat:int=3) -> list:
     "Seconds for one 256 px photo through a generator of the paper's size (random weights cost the same)."
     import torch
-    from scenimefy.core import cost, pick_device
+    from scenimefy.core import pick_device
+    from scenimefy.lesson import cost
     from scenimefy.stylize import quicken, translate
     from scenimefy.translator import ResnetGenerator
     device = pick_device(device)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from .core import Settings, UserError, atomic_path, cost, opt, pick_device, to_image
+from .core import Settings, UserError, atomic_path, opt, pick_device, to_image
+from .lesson import cost
 from .data import find_images, read_image
 from .finetune import FinetuneSettings, finetune
 from .page import data_uri, figure_html, grid_html, page_html, section_html, shrink, table_html
@@ -26,7 +27,7 @@ from .runs import Stopped, read_history
 from .selection import (SelectSettings, StyleganPairs, choose, examples, make_pairs, pair_html,
                                  read_scores)
 from .semisup import SemisupSettings, train
-from .stylize import load_generator, stylize
+from .stylize import load_translator, stylize
 from .world import HELD_OUT, caption, is_daytime, render, scenes, write_world
 
 # %% ../nbs/14b_demo.ipynb #exp-settings
@@ -419,7 +420,7 @@ def demo(photos=(),             # files and folders
     kept = out/'translator.safetensors'                      # outside of `work`, which the next demo clears
     with atomic_path(kept) as tmp: shutil.copyfile(weights, tmp)
     clock('measuring on held-out scenes')
-    nets, seeds = {'trained here': load_generator(weights), 'bundled': load_generator('tiny')}, held_out(max(s.n_test, s.n_show))
+    nets, seeds = {'trained here': load_translator(weights), 'bundled': load_translator('tiny')}, held_out(max(s.n_test, s.n_show))
     scores = to_truth({'the photo itself': lambda x: x, **nets}, seeds[:s.n_test], s.test_size, load_perceptual('tiny'))
     result = {k.split()[0]: gain(scores['the photo itself'][0], scores[k][0]) for k in nets}
     clock('translating scenes and photos')

@@ -19,7 +19,7 @@ from .data import PairedSet, UnpairedSet
 from .losses import content, gamma, hard_negative_weights, hdce, lambda_sup, lsgan, patch_nce, src
 from .runs import RunSettings, TrainingRun, frozen, run_training, update_average
 from .translator import (TAPS, PatchCritic, PatchHeads, ResnetGenerator, init_weights, sample_ids,
-                                  save_generator, tap_channels, tap_shapes)
+                                  save_translator, tap_channels, tap_shapes)
 
 # %% ../nbs/09_semisup.ipynb #exp-settings
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ class Run(TrainingRun):
 
     def export(self):
         "Write the translator alone, as a file that `stylize` reads."
-        if self.main: save_generator(self.average or self.nets.G, self.folder/self.result,
+        if self.main: save_translator(self.average or self.nets.G, self.folder/self.result,
                                      settings=self.cfg.to_json(), step=str(self.step))
 
 # %% ../nbs/09_semisup.ipynb #exp-train

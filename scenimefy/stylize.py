@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MULTIPLE', 'SMALLEST', 'BYTES_FACTOR', 'SIGNATURE', 'WRITTEN', 'padded_side', 'pad_to_fit', 'translate',
-           'memory_needed', 'memory_free', 'stylize', 'QuickConv', 'quicken', 'load_generator', 'Done', 'Failed',
+           'memory_needed', 'memory_free', 'stylize', 'QuickConv', 'quicken', 'load_translator', 'Done', 'Failed',
            'Report', 'save_picture', 'stylize_folder', 'reason', 'stylize_file']
 
 # %% ../nbs/10_stylize.ipynb #exp-imports
@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from .core import SettingsError, UserError, atomic_path, bf16_note, check_images, pick_device, to_image, to_model
 from .data import ImageError, as_rgb, find_images, read_image
-from .translator import ResnetGenerator, save_generator
+from .translator import ResnetGenerator, save_translator
 from .weights import FULL, WeightsError, bare, find_weights, is_state, misfit, read_weights
 
 # %% ../nbs/10_stylize.ipynb #exp-pad
@@ -195,7 +195,7 @@ def _build(tensors):
     return net
 
 # %% ../nbs/10_stylize.ipynb #exp-load
-def load_generator(weights,         # 'tiny', 'shinkai', .safetensors or .pth file
+def load_translator(weights,         # 'tiny', 'shinkai', .safetensors or .pth file
                    device:str='cpu'
                   ) -> ResnetGenerator: # float32, in eval mode
     "A fresh generator from a weights file, checked key by key."
@@ -208,7 +208,7 @@ def load_generator(weights,         # 'tiny', 'shinkai', .safetensors or .pth fi
 # %% ../nbs/10_stylize.ipynb #exp-ready
 @functools.lru_cache(maxsize=2)
 def _cached(path, changed, size, device, precision):
-    net = load_generator(path, device)
+    net = load_translator(path, device)
     if precision == 'float32' and device == 'cpu': return quicken(net)
     return net.to(dtype=getattr(torch, precision), memory_format=torch.channels_last)
 

@@ -7,7 +7,7 @@ __all__ = ['TAPS', 'without_autocast', 'reflect_pad', 'ReflectPad', 'instance_no
            'blur_pools', 'spread', 'BlurDown', 'FixedFilter', 'Downsample', 'blur_up', 'Upsample', 'ResnetBlock',
            'count_parameters', 'generator_layers', 'run_taps', 'check_input', 'ResnetGenerator', 'tap_channels',
            'tap_shapes', 'output_side', 'released_side', 'without', 'footprint', 'field_side', 'PatchCritic',
-           'unit_rows', 'columns', 'sample_ids', 'PatchHeads', 'check_heads', 'init_weights', 'save_generator']
+           'unit_rows', 'columns', 'sample_ids', 'PatchHeads', 'check_heads', 'init_weights', 'save_translator']
 
 # %% ../nbs/04_translator.ipynb #exp-imports
 import contextlib, copy, json, math
@@ -344,7 +344,7 @@ def init_weights(net, gain=0.02, generator=None):  # a CPU generator; None: the 
     return net
 
 # %% ../nbs/04_translator.ipynb #exp-save
-def save_generator(net:ResnetGenerator,
+def save_translator(net:ResnetGenerator,
                    path,         # ends in .safetensors
                    half:bool=False, # float16 on disk; float32 in memory all the same
                    **metadata    # strings, numbers or lists to store beside the weights

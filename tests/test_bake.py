@@ -14,7 +14,7 @@ from scenimefy.core import SettingsError, UserError
 from scenimefy.priors import bundled, load_clip, load_segmenter
 from scenimefy.runs import read_lines
 from scenimefy.stylegan import PretrainSettings, load_discriminator, load_stylegan
-from scenimefy.stylize import load_generator
+from scenimefy.stylize import load_translator
 from scenimefy.teachers import clip_scores, segmenter_scores
 from scenimefy.world import HELD_OUT, render, scenes
 
@@ -63,7 +63,7 @@ def test_generators_fit_each_other():
 
 
 def test_translator_helps():
-    found = translator_scores(load_generator('tiny'), 50)
+    found = translator_scores(load_translator('tiny'), 50)
     assert found['output_l1'] < .25 and found['output_l1'] < .8*found['photo_l1']
 
 

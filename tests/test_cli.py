@@ -17,7 +17,7 @@ from scenimefy.runs import Stopped, read_history
 from scenimefy.selection import Selected, SelectSettings
 from scenimefy.semisup import SemisupSettings
 from scenimefy.stylegan import Discriminator, Generator, PretrainSettings, save_stylegan
-from scenimefy.stylize import load_generator, save_generator
+from scenimefy.stylize import load_translator, save_translator
 from scenimefy.translator import ResnetGenerator
 
 PROGRAM = [sys.executable, '-c', 'from scenimefy.cli import main; main()']
@@ -42,7 +42,7 @@ def one_line(result, status=1):
 @pytest.fixture(scope='session')
 def net(tmp_path_factory):
     torch.manual_seed(0)
-    return save_generator(ResnetGenerator(3, 3, 4, 5), tmp_path_factory.mktemp('net')/'net.safetensors')
+    return save_translator(ResnetGenerator(3, 3, 4, 5), tmp_path_factory.mktemp('net')/'net.safetensors')
 
 @pytest.fixture(scope='session')
 def painters(tmp_path_factory):
@@ -440,7 +440,7 @@ def test_demo(small_demo, tmp_path, monkeypatch):
     assert run('demo', '-o', tmp_path/'d', '--seconds', '0.1').exit_code == 0                                    # twice into one folder
     assert not [p for p in tmp_path.iterdir() if p.suffix == '.html' or p.name.startswith('.')]
     weights = tmp_path/'d'/'translator.safetensors'                # what the page names lies outside of what a second demo clears
-    assert str(weights) in (tmp_path/'d'/'index.html').read_text(encoding='utf8') and load_generator(weights)
+    assert str(weights) in (tmp_path/'d'/'index.html').read_text(encoding='utf8') and load_translator(weights)
 
 def test_demo_takes_the_time_that_it_is_given(monkeypatch):
     asked = []

@@ -8,7 +8,7 @@ from PIL import Image
 
 from scenimefy import stylize as S
 from scenimefy.core import UserError
-from scenimefy.stylize import load_generator, quicken, save_generator, stylize, stylize_folder, translate
+from scenimefy.stylize import load_translator, quicken, save_translator, stylize, stylize_folder, translate
 from scenimefy.translator import ResnetGenerator
 from scenimefy.weights import WeightsError
 
@@ -134,10 +134,10 @@ def test_too_large_for_memory(net, monkeypatch):
 # ---- weights
 
 def test_round_trip_and_cache(net, tmp_path):
-    path = save_generator(net, tmp_path/'g.safetensors', step=7)
-    again = load_generator(path)
+    path = save_translator(net, tmp_path/'g.safetensors', step=7)
+    again = load_translator(path)
     for k, v in net.state_dict().items(): assert torch.equal(again.state_dict()[k], v)
-    assert not again.training and load_generator(path) is not load_generator(path)
+    assert not again.training and load_translator(path) is not load_translator(path)
     from safetensors import safe_open
     with safe_open(path, 'pt') as f: about = f.metadata()
     assert about['format'] == 'scenimefy.translator' and (about['ngf'], about['n_blocks'], about['step']) == ('4', '1', '7')
@@ -147,11 +147,11 @@ def test_round_trip_and_cache(net, tmp_path):
     before = S._ready(str(path), 'cpu', 'float32')
     assert S._ready(path, 'cpu', 'float32') is before                    # the loop does not read the file again
     other = ResnetGenerator(ngf=4, n_blocks=2)
-    save_generator(other, path); os.utime(path, ns=(1, 1))
+    save_translator(other, path); os.utime(path, ns=(1, 1))
     assert S._ready(path, 'cpu', 'float32') is not before                # but a new file is noticed
-    state = torch.get_rng_state(); load_generator(path); assert torch.equal(state, torch.get_rng_state())
+    state = torch.get_rng_state(); load_translator(path); assert torch.equal(state, torch.get_rng_state())
     half = {k: v.half() for k, v in net.state_dict().items()}
-    torch.save(half, tmp_path/'h.pt'); assert next(load_generator(tmp_path/'h.pt').parameters()).dtype == torch.float32
+    torch.save(half, tmp_path/'h.pt'); assert next(load_translator(tmp_path/'h.pt').parameters()).dtype == torch.float32
     with pytest.raises(UserError, match='precision'): stylize(im, path, precision='fp8')
     assert stylize(im, path, precision='bfloat16').size == im.size
 
@@ -160,7 +160,7 @@ def test_paper_size_keys_load_strictly(tmp_path):
     net = ResnetGenerator()
     assert sum(p.numel() for p in net.parameters()) == 11_378_179
     torch.save(net.state_dict(), tmp_path/'Shinkai_net_G.pth')
-    got = load_generator(tmp_path/'Shinkai_net_G.pth')
+    got = load_translator(tmp_path/'Shinkai_net_G.pth')
     assert list(got.state_dict()) == list(net.state_dict()) and len(got.state_dict()) == 52
 
 
@@ -178,7 +178,7 @@ def bad_files(folder, net):
         else: path.write_bytes(data)
         files[name] = path, words
     good = io.BytesIO(); torch.save(state, good); good = good.getvalue()
-    save_generator(net, folder/'ok.safetensors'); safe = (folder/'ok.safetensors').read_bytes()
+    save_translator(net, folder/'ok.safetensors'); safe = (folder/'ok.safetensors').read_bytes()
     put('empty.pth', 'empty', b'')
     put('page.pth', 'web page', b'<!DOCTYPE html><html><body>Sign in</body></html>')
     put('pointer.safetensors', 'LFS', b'version https://git-lfs.github.com/spec/v1\noid sha256:00\n')
@@ -214,14 +214,14 @@ def bad_files(folder, net):
 def test_bad_weights_are_named_and_run_nothing(net, tmp_path):
     files = bad_files(tmp_path, net)
     for name, (path, words) in files.items():
-        with pytest.raises(WeightsError) as e: load_generator(path)
+        with pytest.raises(WeightsError) as e: load_translator(path)
         text = str(e.value)
         assert words in text and str(path) in text and '\n' not in text and len(text) < 600, (name, text)
     assert len(files) >= 25
     assert not (tmp_path/'ran1').exists() and not (tmp_path/'ran2').exists()
     for wrong in (tmp_path/'nowhere.pth', tmp_path, 'shinkay'):
-        with pytest.raises(WeightsError, match='shinkai'): load_generator(wrong)
-    with pytest.raises(UserError, match='safetensors'): save_generator(net, tmp_path/'a.pth')
+        with pytest.raises(WeightsError, match='shinkai'): load_translator(wrong)
+    with pytest.raises(UserError, match='safetensors'): save_translator(net, tmp_path/'a.pth')
 
 
 # ---- folders
@@ -381,14 +381,14 @@ def test_a_disk_without_permissions_takes_scenes(net, tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'chmod', refuse)
     photo(9, 12).save(tmp_path/'p.png')
     assert stylize_folder(tmp_path/'p.png', tmp_path/'out', net, progress=False).ok
-    save_generator(net, tmp_path/'net.safetensors')
-    assert load_generator(tmp_path/'net.safetensors').ngf == 4
+    save_translator(net, tmp_path/'net.safetensors')
+    assert load_translator(tmp_path/'net.safetensors').ngf == 4
 
 
 def test_files_have_the_permissions_of_any_other_file(net, tmp_path):
     old = os.umask(0o027)
     try:
-        save_generator(net, tmp_path/'net.safetensors')
+        save_translator(net, tmp_path/'net.safetensors')
         S.save_picture(photo(4, 4), tmp_path/'p.png')
         (tmp_path/'plain').touch()
     finally: os.umask(old)
@@ -399,6 +399,6 @@ def test_files_have_the_permissions_of_any_other_file(net, tmp_path):
                                   lambda sd: {k: torch.nn.Parameter(v) for k, v in sd.items()}], ids=['DataParallel', 'compiled', 'parameters'])
 def test_wrapped_weights_load(net, tmp_path, wrap):
     torch.save(wrap(net.state_dict()), tmp_path/'w.pth')
-    loaded = load_generator(tmp_path/'w.pth')
+    loaded = load_translator(tmp_path/'w.pth')
     x = torch.rand(1, 3, 16, 16)*2 - 1
     assert torch.equal(translate(loaded, x), translate(net, x))

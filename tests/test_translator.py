@@ -11,7 +11,7 @@ from torch import nn
 import scenimefy.translator
 from scenimefy.translator import (TAPS, BlurDown, PatchCritic, PatchHeads, ResnetGenerator, blur_pools, columns,
                                   count_parameters, field_side, footprint, init_weights, instance_norm, output_side,
-                                  released_side, sample_ids, save_generator, tap_channels, tap_shapes)
+                                  released_side, sample_ids, save_translator, tap_channels, tap_shapes)
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -152,7 +152,7 @@ def test_deep_critics_do_not_grow_beyond_eight_times_their_first_layer():
 def test_half_precision_file(tmp_path):
     "Asked for, every number on the disk has 16 bits and is the nearest to ours; otherwise not one bit is lost."
     net = ResnetGenerator(ngf=2, n_blocks=1)
-    half, full = (load_file(save_generator(net, tmp_path/f'{h}.safetensors', half=h)) for h in (True, False))
+    half, full = (load_file(save_translator(net, tmp_path/f'{h}.safetensors', half=h)) for h in (True, False))
     for k, v in net.state_dict().items():
         assert half[k].dtype == torch.float16 and torch.equal(half[k], v.half())
         assert full[k].dtype == torch.float32 and torch.equal(full[k], v)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scenimefy import weights as W
-from scenimefy.stylize import save_generator, stylize
+from scenimefy.stylize import save_translator, stylize
 from scenimefy.translator import ResnetGenerator
 from scenimefy.weights import REGISTRY, Remote, WeightsError, fetch, find_weights, read_weights
 
@@ -153,7 +153,7 @@ def test_two_at_once(server, home):
 def test_weights_by_name(server, home, tmp_path, monkeypatch):
     torch.manual_seed(0)
     net = ResnetGenerator(ngf=4, n_blocks=1).eval()
-    save_generator(net, tmp_path/'g.safetensors')
+    save_translator(net, tmp_path/'g.safetensors')
     server.data = (tmp_path/'g.safetensors').read_bytes()
     monkeypatch.setitem(REGISTRY, 'toy', Remote(REGISTRY['toy'].url, len(server.data), hashlib.sha256(server.data).hexdigest(), ''))
     im = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
