@@ -19,7 +19,7 @@ import scenimefy.runs as runs
 from scenimefy.core import SettingsError, UserError, opt, seeded
 from scenimefy.data import ImageSet
 from scenimefy.runs import (CheckpointError, Diverged, RunSettings, Stopped, TrainingRun, checkpoints, read_checkpoint,
-                            read_history, read_lines, restore, run_training, state_tensors, stop_signals, update_average)
+                            read_history, read_lines, restore, run_training, state_tensors, stop_signals, update_ema)
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,21 @@ class LineRun(TrainingRun):
         self.nets = nn.ModuleDict({'G': nn.Linear(1, 1)})
         nn.init.zeros_(self.nets.G.weight), nn.init.zeros_(self.nets.G.bias)
         self.nets.register_buffer('seen', torch.tensor(0))
-        self.average = nn.Linear(1, 1)
-        self.average.load_state_dict(self.nets.G.state_dict())
+        self.ema = nn.Linear(1, 1)
+        self.ema.load_state_dict(self.nets.G.state_dict())
         self.optims = {'G': torch.optim.Adam(self.nets.G.parameters(), cfg.lr)}
 
     def take_step(self, batch):
         (x,) = batch
         target = torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3))])
         loss = (self.nets.G(torch.tensor([[0.], [1.]])) - target).square().mean()
-        self.optims['G'].zero_grad(); loss.backward(); self.optims['G'].step()
-        update_average(self.average, self.nets.G, .5)
+        descend(self.optims, ['G'], loss.backward)
+        update_ema(self.ema, self.nets.G, .5)
         self.nets.seen += len(x)
         return {'loss': loss, 'count': self.step}
 
     def sheet(self): return torch.zeros(3, 4, 4)
-    def export(self): save_file(self.average.state_dict(), self.folder/self.result)
+    def export(self): save_file(self.ema.state_dict(), self.folder/self.result)
 
 
 TOY = LineSettings(workers=0, log_every=1, save_every=2, sample_every=100)
@@ -379,7 +379,7 @@ def test_average_moves_by_the_share_that_it_forgets():
     for p in average.parameters(): nn.init.constant_(p, 4.)
     for p in net.parameters(): nn.init.constant_(p, 8.)
     for want in (5., 5.75):
-        update_average(average, net, .75)
+        update_ema(average, net, .75)
         assert all(p.item() == want for p in average.parameters()) and all(p.item() == 8 for p in net.parameters())
 
 
@@ -398,23 +398,23 @@ def test_a_signal_to_another_process_stops_all(photos, tmp_path):
     r = LineRun(TOY, photos, tmp_path/'run')
     assert r.anywhere(['SIGTERM']) == ['SIGTERM'] and r.anywhere([]) == []
     for others, expected in ((0, []), (1, ['a signal to another process'])):
-        r.world, r.accelerator = 2, types.SimpleNamespace(reduce=lambda t, how: t + others)
+        r.world_size, r.accelerator = 2, types.SimpleNamespace(reduce=lambda t, how: t + others)
         assert r.anywhere([]) == expected
 
 
 def test_gradients_of_two_processes_are_their_mean(photos, tmp_path):
     "Not their sum, which Adam would not notice and other optimizers would."
     r = LineRun(TOY, photos, tmp_path/'run')
-    r.world, r.accelerator = 2, types.SimpleNamespace(reduce=lambda t, how: (t + 5)/(2 if how == 'mean' else 1))
+    r.world_size, r.accelerator = 2, types.SimpleNamespace(reduce=lambda t, how: (t + 5)/(2 if how == 'mean' else 1))
     r.nets.G.weight.grad = torch.full((1, 1), 3.)
-    r.average_gradients(['G'])
+    r.sync_gradients(['G'])
     assert r.nets.G.weight.grad.item() == 4 and r.nets.G.bias.grad is None
 
 
 def test_diverged_names_the_images_of_its_own_process(photos, tmp_path):
     "The second of two processes, batches of two: the first step shows it the third and fourth picture."
     r = LineRun(TOY, photos, tmp_path/'run')
-    r.step, r.rank, r.world = 1, 1, 2
+    r.step, r.rank, r.world_size = 1, 1, 2
     with pytest.raises(Diverged) as e: runs.look_at({'loss': float('nan')}, r)
     named = [r.sets[0].files(p)[0].name in str(e.value) for p in range(5)]
     assert named == [False, False, True, True, False]
@@ -455,5 +455,5 @@ def test_a_file_in_place_of_the_run_folder(photos, tmp_path):
 def test_another_number_of_processes(photos, tmp_path):
     life(photos, tmp_path/'run')
     r = LineRun(TOY, photos, tmp_path/'run')
-    r.world = 2
+    r.world_size = 2
     with pytest.raises(CheckpointError, match='1 processes and now has 2'): run_training(r, resume=True)
