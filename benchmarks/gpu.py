@@ -499,7 +499,7 @@ def check_stylize(kit):
 def small_gan(kit):
     "A small generator and its critic, from one seed."
     import torch
-    from scenimefy.stylegan import PretrainSettings, StyleganNetworks
+    from scenimefy.pretrain import PretrainSettings, StyleganNetworks
     cfg = PretrainSettings.preset('tiny').but(size=32, style_dim=16, channels=(16,)*4, batch=4, r1_every=1, path=2.,
                                               path_every=1)
     return cfg, StyleganNetworks(cfg), torch.zeros(())
@@ -507,7 +507,7 @@ def small_gan(kit):
 
 def check_gan_step(kit):
     "With R1 and path length, which need gradients of gradients; seeds are drawn on the CPU, so devices must agree."
-    from scenimefy.stylegan import gan_step, lazy_adam
+    from scenimefy.pretrain import gan_step, lazy_adam
     found = []
     for device in ('cpu', kit.device):
         cfg, nets, mean = small_gan(kit)
@@ -521,7 +521,7 @@ def check_finetune(kit):
     "Stage 1 with the tiny priors where open_clip is there, else without them: the names of the numbers say which."
     import torch
     from scenimefy.finetune import FinetuneSettings, Priors, finetune_step, load_priors, target_of
-    from scenimefy.stylegan import lazy_adam
+    from scenimefy.pretrain import lazy_adam
     cfg, found = FinetuneSettings.preset('tiny').but(batch=4, crop=8, r1_every=1), []
     if not importlib.util.find_spec('open_clip'): cfg = cfg.but(lam_clip=0., lam_perc=0., lam_patch=0.)
     for device in ('cpu', kit.device):
@@ -678,7 +678,7 @@ def finetune_speed(kit, precision, r1=False):
     "`finetune_step` without priors: with them it is theirs that one measures. R1 falls due every 16th step."
     import torch
     from scenimefy.finetune import FinetuneSettings, Priors, finetune_step, target_of
-    from scenimefy.stylegan import lazy_adam
+    from scenimefy.pretrain import lazy_adam
     amp, (source, D, real) = number_format(kit, precision), gan_nets(kit)
     cfg = FinetuneSettings.preset('paper').but(lam_clip=0., lam_perc=0., lam_patch=0., crop=8, r1=10.*r1, r1_every=1)
     nets = torch.nn.ModuleDict(dict(G=target_of(source, min(cfg.blocks, len(source.to_rgbs))), D=D))
@@ -691,7 +691,7 @@ def finetune_speed(kit, precision, r1=False):
 def gan_speed(kit, precision):
     "`gan_step` with R1 and path length in every step; they fall due every 16th and every 4th."
     import torch
-    from scenimefy.stylegan import PretrainSettings, gan_step, lazy_adam
+    from scenimefy.pretrain import PretrainSettings, gan_step, lazy_adam
     amp, (G, D, real) = number_format(kit, precision), gan_nets(kit)
     cfg = PretrainSettings.preset('paper').but(r1_every=1, path_every=1)
     nets = SimpleNamespace(G=G, D=D, T=None)
@@ -860,7 +860,8 @@ def stylegan_plan(kit):
     from scenimefy.bake import stylegan_scores
     from scenimefy.core import pick_device
     from scenimefy.priors import load_clip
-    from scenimefy.stylegan import PretrainRun, PretrainSettings, load_stylegan
+    from scenimefy.pretrain import PretrainRun, PretrainSettings
+    from scenimefy.stylegan import load_stylegan
     from scenimefy.weights import find_weights
     cfg = settings_of(find_weights('tiny', 'stylegan'), PretrainSettings)
     cfg = cfg.but(batch=4*kit.size.train_batch, **common(kit))

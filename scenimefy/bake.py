@@ -24,7 +24,8 @@ from .priors import load_clip, load_perceptual, load_segmenter
 from .selection import SelectSettings, StyleganPairs, make_pairs, score_pairs
 from .semisup import SemisupSettings, train
 from .runs import History
-from .stylegan import PretrainSettings, load_stylegan, pretrain, read_stylegan, save_stylegan
+from .pretrain import PretrainSettings, pretrain
+from .stylegan import load_stylegan, read_stylegan, save_stylegan
 from .stylize import load_translator
 from .teachers import ClipSettings, SegmenterSettings, train_clip, train_segmenter
 from .translator import save_translator

@@ -280,14 +280,14 @@ def usual_networks(preset:str) -> tuple: # names of a source and of a target
     "The StyleGANs that Stages 1 and 2 take when none is named."
     return ('tiny', 'tiny-anime') if preset == 'tiny' else ('lhq', 'shinkai-stylegan')
 
-@with_settings('stylegan', 'PretrainSettings')
+@with_settings('pretrain', 'PretrainSettings')
 def pretrain_command(
     photos: Annotated[Path, folder('Photos.')],
     out: Out,
     start: Annotated[Optional[Path], folder('A StyleGAN to go on from, of this size or a smaller one.', metavar='FILE')] = None,
     resume: Resume = False, preset: Preset = None, device: Device = 'auto', **flags):
     "Before Stage 1: train a StyleGAN2 that paints photos."
-    from scenimefy.stylegan import PretrainSettings, pretrain
+    from scenimefy.pretrain import PretrainSettings, pretrain
     cfg = settings_for(PretrainSettings, preset, flags, out if resume else None)
     weights = pretrain(cfg, photos, out, resume=resume, device=device, start=start)
     typer.echo(f'{weights}  ← scenimefy finetune --source {weights} --anime FRAMES -o RUN')

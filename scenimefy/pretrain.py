@@ -6,7 +6,7 @@
 __all__ = ['lazy_adam', 'PretrainSettings', 'TokenCritic', 'StyleganNetworks', 'gan_step', 'PretrainRun', 'pretrain']
 
 # %% ../nbs/06b_pretrain.ipynb #exp-imports
-import math
+import contextlib, math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from .core import SettingsError, opt, seeded
 from .data import ImageSet
 from .losses import path_length, r1_penalty, softplus_critic, softplus_generator
 from .runs import RunSettings, TrainingRun, descend, frozen, run_training, update_ema
-from .stylegan import (Discriminator, Generator, check_batch, draw_styles, grow, load_stylegan, read_stylegan,
-                                resolutions, save_stylegan)
+from .stylegan import (Discriminator, Generator, check_batch, draw_styles, grow, load_stylegan,
+                                read_stylegan, resolutions, save_stylegan)
 
 # %% ../nbs/06b_pretrain.ipynb #exp-adam
 def lazy_adam(params,    # an iterable of parameters
@@ -29,29 +29,44 @@ def lazy_adam(params,    # an iterable of parameters
     "Adam with StyleGAN2's memory, corrected for the additional steps of a lazy penalty."
     c = every/(every + 1) if every else 1.                       # StyleGAN2, §3.1
     params = list(params)
-    return torch.optim.Adam(params, lr=lr*c, betas=(0., .99**c), fused=params[0].device.type in ('cpu', 'cuda'))
+    fused = params[0].device.type in ('cpu', 'cuda')
+    return torch.optim.Adam(params, lr=lr*c, betas=(0., .99**c), fused=fused)
+
+# %% ../nbs/06b_pretrain.ipynb #exp-plan
+def _check_plan(cfg):
+    "`channels` must name a width for every side of a map, or be 0."
+    need = len(resolutions(cfg.size))
+    if any(cfg.channels) and (len(cfg.channels) != need or not all(cfg.channels)):
+        raise SettingsError(f'channels = {cfg.channels} must be {need} positive numbers, '
+                            f'for 4 to {cfg.size} px, or 0')
 
 # %% ../nbs/06b_pretrain.ipynb #exp-settings
 @dataclass(frozen=True)
 class PretrainSettings(RunSettings):
-    "Everything that decides how a StyleGAN is trained from scratch. The paper says nothing here; the defaults are StyleGAN2's."
+    "How a StyleGAN is trained from scratch. The paper says nothing here; the defaults are StyleGAN2's."
     size:       int   = opt(256, 'side of an image', 'paper §4.1', 'px', lo=8, hi=1024)
     style_dim:  int   = opt(512, 'length of z and w', 'released code', lo=2)
     n_mlp:      int   = opt(8, 'layers of the mapping network', 'released code', lo=1)
     channels:   tuple = opt((0,), 'channels at 4, 8, … px; 0: as released', 'released code', 'channels', lo=0)
     batch:      int   = opt(16, 'images per step and process', 'released code', 'images', lo=1)
     steps:      int   = opt(220_000, 'length of the training', 'released weights (their name)', 'steps', lo=1)
-    lr:         float = opt(.002, 'Adam step size, before the correction for lazy terms', 'released code', lo=0., hi=1.)
+    lr:         float = opt(.002, 'Adam step size, before the correction for lazy terms', 'released code',
+                            lo=0., hi=1.)
     r1:         float = opt(10., 'weight gamma of the R1 penalty; 0: none', 'released code', lo=0.)
     r1_every:   int   = opt(16, 'distance of two R1 steps', 'released code', 'steps', lo=1)
-    path:       float = opt(2., 'weight of the path-length penalty; 0: none', 'StyleGAN2 code by rosinality', lo=0.)
-    path_every: int   = opt(4, 'distance of two path-length steps', 'StyleGAN2 code by rosinality', 'steps', lo=1)
+    path:       float = opt(2., 'weight of the path-length penalty; 0: none', 'StyleGAN2 code by rosinality',
+                            lo=0.)
+    path_every: int   = opt(4, 'distance of two path-length steps', 'StyleGAN2 code by rosinality', 'steps',
+                            lo=1)
     mixing:     float = opt(.9, 'share of steps that mix two styles', 'released code', lo=0., hi=1.)
-    ema:        float = opt(.99778, 'decay of the averaged generator', 'released code: 0.5^(32/10000)', lo=0., hi=.99999)
-    lam_token:  float = opt(0., 'weight of a second critic on given frozen features', 'ours: for small budgets', lo=0.)
+    ema:        float = opt(.99778, 'decay of the averaged generator', 'released code: 0.5^(32/10000)',
+                            lo=0., hi=.99999)
+    lam_token:  float = opt(0., 'weight of a second critic on given frozen features',
+                            'ours: for small budgets', lo=0.)
     FREE = RunSettings.FREE | {'steps'}   # no schedule depends on the length: a run may be made longer
-    PRESETS = {'tiny': dict(size=64, style_dim=64, n_mlp=4, channels=(64, 64, 64, 32, 16), batch=8, steps=400, lr=.0025,
-                            r1=1., path=0., ema=.99, workers=0, log_every=10, sample_every=400, save_every=400),
+    PRESETS = {'tiny': dict(size=64, style_dim=64, n_mlp=4, channels=(64, 64, 64, 32, 16), batch=8, steps=400,
+                            lr=.0025, r1=1., path=0., ema=.99, workers=0, log_every=10, sample_every=400,
+                            save_every=400),
                'colab': dict(steps=4000, batch=8, path=0., sample_every=250, save_every=500),
                'paper': {}}
 
@@ -62,9 +77,7 @@ class PretrainSettings(RunSettings):
     def __post_init__(self):
         super().__post_init__()
         check_batch(self.batch)
-        need = len(resolutions(self.size))
-        if any(self.channels) and (len(self.channels) != need or not all(self.channels)):
-            raise SettingsError(f'channels = {self.channels} must be {need} positive numbers, for 4 to {self.size} px, or 0')
+        _check_plan(self)
 
 # %% ../nbs/06b_pretrain.ipynb #exp-tokens
 class TokenCritic(nn.Module):
@@ -91,51 +104,55 @@ class StyleganNetworks(nn.Module):
             self.T = TokenCritic(token_dim) if token_dim else None
 
 # %% ../nbs/06b_pretrain.ipynb #exp-step
-def gan_step(nets:StyleganNetworks, optims:dict,    # {'G': …, 'D': …}, and 'T' if there is a second critic
-             real:Tensor,                           # (B,3,size,size) in [-1,1]
-             cfg:PretrainSettings,
-             step:int,  # counted from 0; with the seed and `rank` it decides all that is random
-             rank:int=0,                            # of this process
-             tokens=None,                           # images to features (B,N,dim), for the second critic
-             amp=None,                              # context of the forward passes; None: full precision
-             average=lambda names: None,  # averages the gradients of the named networks over all processes
-             mean_path:Tensor=None                  # () running mean of the path lengths, if `cfg.path`
-            ) -> tuple:                             # ({term: loss}, new running mean)
-    "One step of StyleGAN2: critic, lazy R1, generator, lazy path length."
-    G, D, n, log = nets.G, nets.D, len(real), {}
-    amp = amp or functools.partial(torch.autocast, real.device.type, enabled=False)
-    def dice(what): return seeded(what, cfg.seed, step, rank)
-    def make(what, n):
-        g = dice(what)
-        with amp(): return G.synthesis(draw_styles(G, n, cfg.mixing, g), G.draw_noise(n, g)).float()
-    def learn(names, loss):
-        for name in names: optims[name].zero_grad()
-        loss.backward()
-        average(names)
-        for name in names: optims[name].step()
-
-    with torch.no_grad(): fake = make('critic', n)
-    with amp(): scores = D(real).float(), D(fake).float()
-    log['D'] = softplus_critic(*scores)
+def _critics_learn(nets, real, fake, tokens, cfg, step, amp, learn) -> dict:
+    "The critic, every `r1_every`-th step its penalty, and the second critic if there is one."
+    with amp(): scores = nets.D(real).float(), nets.D(fake).float()
+    log = {'D': softplus_critic(*scores)}
     learn(['D'], log['D'])
     if nets.T is not None:
         with torch.no_grad(): seen = tokens(torch.cat([real, fake]))
-        on_real, on_fake = nets.T(seen).split(n)
+        on_real, on_fake = nets.T(seen).split(len(real))
         log['T'] = F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean()
         learn(['T'], log['T'])
     if cfg.r1 and step % cfg.r1_every == 0:
         real = real.detach().requires_grad_()
-        log['r1'] = r1_penalty(D(real), real)  # never in half precision, never compiled
+        log['r1'] = r1_penalty(nets.D(real), real)                 # never in half precision, never compiled
         learn(['D'], cfg.r1/2*cfg.r1_every*log['r1'])
+    return log
 
-    with frozen(D, nets.T):
-        fake = make('generator', n)
-        with amp(): log['G'] = softplus_generator(D(fake).float())
+def _generator_learns(nets, fake, tokens, cfg, amp, learn) -> dict:
+    "The generator pleases the critics, which are held still."
+    with frozen(nets.D, nets.T):
+        with amp(): log = {'G': softplus_generator(nets.D(fake).float())}
         total = log['G']
         if nets.T is not None:
             log['G_T'] = -nets.T(tokens(fake)).mean()
             total = total + cfg.lam_token*log['G_T']
         learn(['G'], total)
+    return log
+
+# %% ../nbs/06b_pretrain.ipynb #exp-gan-step
+def gan_step(nets:StyleganNetworks, optims:dict, # {'G': …, 'D': …}, and 'T' if there is a second critic
+             real:Tensor,                # (B,3,size,size) in [-1,1]
+             cfg:PretrainSettings,
+             step:int,                   # from 0; with the seed and `rank` it decides all that is random
+             rank:int=0,                 # of this process
+             tokens=None,                # images to features (B,N,dim), for the second critic
+             amp=contextlib.nullcontext, # context of the forward passes
+             sync_gradients=None,        # averages the gradients of named networks over all processes
+             mean_path:Tensor=None       # () running mean of the path lengths, if `cfg.path`
+            ) -> tuple:                  # ({term: loss}, new running mean)
+    "One step of StyleGAN2: critic, lazy R1, generator, lazy path length."
+    G, n = nets.G, len(real)
+    def dice(what): return seeded(what, cfg.seed, step, rank)
+    def make(what):
+        g = dice(what)
+        with amp(): return G.synthesis(draw_styles(G, n, cfg.mixing, g), G.draw_noise(n, g)).float()
+    def learn(names, loss): descend(optims, names, loss.backward, sync_gradients)
+
+    with torch.no_grad(): fake = make('critic')
+    log = _critics_learn(nets, real, fake, tokens, cfg, step, amp, learn)
+    log |= _generator_learns(nets, make('generator'), tokens, cfg, amp, learn)
     if cfg.path and step % cfg.path_every == 0:
         g, half = dice('path'), max(1, n//2)
         w_plus = draw_styles(G, half, cfg.mixing, g)
@@ -144,6 +161,20 @@ def gan_step(nets:StyleganNetworks, optims:dict,    # {'G': …, 'D': …}, and 
         log['path'], mean_path = path_length(image, w_plus, mean_path, noise)
         learn(['G'], cfg.path*cfg.path_every*log['path'])
     return {k: v.detach() for k, v in log.items()}, mean_path
+
+# %% ../nbs/06b_pretrain.ipynb #exp-sheet
+def _grow_all(nets, states:dict):
+    "Start generator and critic from those of a file."
+    grow(nets.G, states.get('g', states['g_ema']))
+    if 'd' in states: grow(nets.D, states['d'])
+
+@torch.no_grad()
+def _sample_sheet(G, seed:int) -> Tensor: # (3,3·size,8·size) in [-1,1]
+    "24 samples, always of the same codes, in three rows."
+    g = seeded('sheet', seed)
+    z = torch.randn(24, G.style_dim, generator=g).to(G.input.input.device)
+    images = G(z, noise=G.draw_noise(24, g)).float().clamp(-1, 1).cpu()
+    return torch.cat([torch.cat(list(row), 2) for row in images.split(8)], 1)
 
 # %% ../nbs/06b_pretrain.ipynb #exp-run
 class PretrainRun(TrainingRun):
@@ -154,40 +185,36 @@ class PretrainRun(TrainingRun):
         super().__init__(cfg, run, device)
         if cfg.lam_token and tokens is None:
             raise SettingsError('lam_token needs `tokens`, a function from images to features (B,N,dim)')
-        self.tokens, self.n_steps, self.sets = tokens if cfg.lam_token else None, cfg.steps, (ImageSet(photos, cfg.size, cfg.seed),)
-        dim = tokens(torch.zeros(1, 3, cfg.size, cfg.size, device=self.device)).shape[2] if self.tokens else 0
-        self.nets = StyleganNetworks(cfg, dim).to(self.device)
-        if start:
-            states = read_stylegan(start)
-            grow(self.nets.G, states.get('g', states['g_ema']))
-            if 'd' in states: grow(self.nets.D, states['d'])
+        self.tokens = tokens if cfg.lam_token else None
+        self.n_steps, self.sets = cfg.steps, (ImageSet(photos, cfg.size, cfg.seed),)
+        self.nets = StyleganNetworks(cfg, self._token_dim()).to(self.device)
+        self.ema = Generator(cfg.size, cfg.style_dim, cfg.n_mlp, channels=cfg.plan()).to(self.device)
+        if start: _grow_all(self.nets, read_stylegan(start))
+        self.ema.load_state_dict(self.nets.G.state_dict())
+        if start: grow(self.ema, read_stylegan(start)['g_ema'])
         self.nets.register_buffer('mean_path', torch.zeros((), device=self.device))
-        self.average = Generator(cfg.size, cfg.style_dim, cfg.n_mlp, channels=cfg.plan()).to(self.device)
-        self.average.load_state_dict(self.nets.G.state_dict())
-        if start: grow(self.average, states['g_ema'])
         self.optims = dict(G=lazy_adam(self.nets.G.parameters(), cfg.lr, cfg.path and cfg.path_every),
                            D=lazy_adam(self.nets.D.parameters(), cfg.lr, cfg.r1 and cfg.r1_every))
         if self.nets.T is not None: self.optims['T'] = lazy_adam(self.nets.T.parameters(), cfg.lr, 0)
 
+    def _token_dim(self) -> int: # 0 without a second critic
+        if self.tokens is None: return 0
+        return self.tokens(torch.zeros(1, 3, self.cfg.size, self.cfg.size, device=self.device)).shape[2]
+
     def take_step(self, batch) -> dict:
-        losses, self.nets.mean_path = gan_step(self.nets, self.optims, batch[0], self.cfg, self.step, self.rank, self.tokens,
-                                               self.amp, self.average_gradients, self.nets.mean_path)
-        if self.world > 1: self.nets.mean_path = self.accelerator.reduce(self.nets.mean_path, 'mean')   # one number for all
-        update_average(self.average, self.nets.G, self.cfg.ema)
+        losses, mean = gan_step(self.nets, self.optims, batch[0], self.cfg, self.step, self.rank, self.tokens,
+                                self.amp, self.sync_gradients, self.nets.mean_path)
+        if self.world_size > 1: mean = self.accelerator.reduce(mean, 'mean')   # one number for all
+        self.nets.mean_path = mean
+        update_ema(self.ema, self.nets.G, self.cfg.ema)
         return losses
 
-    @torch.no_grad()
-    def sheet(self) -> Tensor:
-        "24 samples of the averaged generator, always of the same codes."
-        g = seeded('sheet', self.cfg.seed)
-        z = torch.randn(24, self.cfg.style_dim, generator=g).to(self.device)
-        image = self.average(z, noise=self.average.draw_noise(24, g)).float().clamp(-1, 1).cpu()
-        return image.view(3, 8, 3, *image.shape[2:]).permute(2, 0, 3, 1, 4).reshape(3, 3*self.cfg.size, 8*self.cfg.size)
+    def sheet(self) -> Tensor: return _sample_sheet(self.ema, self.cfg.seed)
 
     def export(self):
         "Write generator, average and critic: what fine-tuning starts from."
         if not self.main: return
-        states = dict(g_ema=self.average.state_dict(), g=self.nets.G.state_dict(), d=self.nets.D.state_dict())
+        states = dict(g_ema=self.ema.state_dict(), g=self.nets.G.state_dict(), d=self.nets.D.state_dict())
         save_stylegan(self.folder/self.result, states, settings=self.cfg.to_json(), step=str(self.step))
 
 # %% ../nbs/06b_pretrain.ipynb #exp-pretrain
@@ -198,5 +225,5 @@ def pretrain(cfg:PretrainSettings,
              tokens=None,        # function from images to features (B,N,dim), if `lam_token` is used
              start=None          # a StyleGAN file to go on from, of this size or a smaller one
             ) -> Path:           # RUN/stylegan.safetensors
-    "Train a StyleGAN2 from scratch. `Stopped` leaves a state to resume; `Diverged` the checkpoints before it."
+    "Train a StyleGAN2. `Stopped` leaves a state to resume, `Diverged` the checkpoints before it."
     return run_training(PretrainRun(cfg, photos, run, device, tokens, start), resume, on_step, 'pretrain')

@@ -13,7 +13,8 @@ from scenimefy.bake import ABOUT, GAN, MEANING, PHASES, RECIPES, BakeSettings, K
 from scenimefy.core import SettingsError, UserError
 from scenimefy.priors import bundled, load_clip, load_segmenter
 from scenimefy.runs import read_lines
-from scenimefy.stylegan import PretrainSettings, load_discriminator, load_stylegan
+from scenimefy.pretrain import PretrainSettings
+from scenimefy.stylegan import load_discriminator, load_stylegan
 from scenimefy.stylize import load_translator
 from scenimefy.teachers import clip_scores, segmenter_scores
 from scenimefy.world import HELD_OUT, render, scenes

@@ -130,7 +130,7 @@ def test_a_step_says_what_a_slow_twin_says(world, tmp_path, name):
         d = .5*((see(b) - 1).square().mean() + sum(w*see(i).square().mean() for i, w in fakes))
         if name == 'pix2pix': assert abs(got['l1'] - (fake - yp).abs().mean()) < 1e-5
         if name in ('CartoonGAN', 'AnimeGAN'):
-            assert abs(got['content'] - (r.features(fake) - r.features(x)).abs().mean()) < 1e-5
+            assert abs(got['content'] - (r.content_net(fake) - r.content_net(x)).abs().mean()) < 1e-5
     assert abs(got['D_p' if name == 'pix2pix' else 'D'] - d) < 1e-5
     w = baseline_weights(r.cfg, 1)
     assert abs(got['total'] - sum(w[k]*v for k, v in got.items() if k in w)) < 1e-3
@@ -166,7 +166,7 @@ def test_animegan_takes_texture_from_gray_anime_and_colors_from_the_photo(world,
     with torch.no_grad():
         fake = nets.G(x)
         light = (.299*y[:, 0] + .587*y[:, 1] + .114*y[:, 2])[:, None].repeat(1, 3, 1, 1)
-        a, b = (r.features(i) for i in (fake, light))
+        a, b = (r.content_net(i) for i in (fake, light))
         together = lambda t: torch.einsum('bni,bnj->bij', t, t)/t[0].numel()
         assert abs(got['gram'] - (together(a) - together(b)).abs().mean()) < 1e-6
         assert abs(got['color'] - color_reconstruction(fake, x)) < 1e-6 and abs(color_reconstruction(fake, x) - color_reconstruction(fake, y)) > 1e-3
@@ -175,7 +175,7 @@ def test_animegan_takes_texture_from_gray_anime_and_colors_from_the_photo(world,
 def test_every_step_is_told_its_epoch_and_step_size(world, tmp_path, monkeypatch):
     "Four epochs of two steps: full, full, two thirds, one third; and the average follows each step."
     r = start(world, 'CUT', tmp_path, epochs=4, epoch_steps=2, lr=.006, ema=.9)
-    told, before = [], r.average.model[1].bias.clone()
+    told, before = [], r.ema.model[1].bias.clone()
     def listen(r, batch, w):
         told.append([o.param_groups[0]['lr'] for o in r.optims.values()])
         with torch.no_grad(): r.nets.G.model[1].bias.fill_(1.)
@@ -185,13 +185,13 @@ def test_every_step_is_told_its_epoch_and_step_size(world, tmp_path, monkeypatch
     for r.step in range(8): epochs.append(r.take_step(None)['epoch'])
     assert epochs == [1, 1, 2, 2, 3, 3, 4, 4] and len(told[0]) == 3                                       # G, D, F
     for got, want in zip(told, [.006]*4 + [.004]*2 + [.002]*2): assert got == pytest.approx([want]*3)
-    torch.testing.assert_close(r.average.model[1].bias, 1 - .9**8*(1 - before))
+    torch.testing.assert_close(r.ema.model[1].bias, 1 - .9**8*(1 - before))
 
 
 def test_gradients_are_averaged_before_every_update(world, tmp_path):
     r, log = start(world, 'CUT', tmp_path), []
     r.optims = {n: Tape(n, net, log) for n, net in r.nets.present().items()}
-    r.average_gradients = lambda names: log.append(('average', names))
+    r.sync_gradients = lambda names: log.append(('average', names))
     STEPS['CUT'](r, next(iter(r.feed())), baseline_weights(r.cfg, 1))
     assert [what if n == 'average' else n for n, what in log] == [['D'], 'D', ['G', 'F'], 'G', 'F']
 
@@ -259,7 +259,7 @@ def test_table_rows_reach_their_methods(world, tmp_path, monkeypatch):
     monkeypatch.setattr(B, 'short_translator', lambda budget: small)
     monkeypatch.setattr(B, 'run_training', lambda r, name: asked.append((name, r.cfg.seed, r.cfg.method)) or 'file')
     monkeypatch.setattr(B, 'train', lambda cfg, *a, **k: asked.append(('Scenimefy', cfg.seed, '')) or 'file')
-    monkeypatch.setattr(B, 'translated', lambda file, photos: photos)
+    monkeypatch.setattr(B, 'load_translator', lambda file: lambda photos: photos)
     plan = B.plan_1(AblateSettings(), tmp_path)
     for i, (row, change) in enumerate(plan['rows'].items()):
         images = plan['run_one'](change, 5, tmp_path/f'run{i}')

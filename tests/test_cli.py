@@ -16,7 +16,8 @@ from scenimefy.priors import save_half, tiny_segmenter_net
 from scenimefy.runs import Stopped, read_history
 from scenimefy.selection import Selected, SelectSettings
 from scenimefy.semisup import SemisupSettings
-from scenimefy.stylegan import Discriminator, Generator, PretrainSettings, save_stylegan
+from scenimefy.stylegan import Discriminator, Generator, save_stylegan
+from scenimefy.pretrain import PretrainSettings
 from scenimefy.stylize import load_translator, save_translator
 from scenimefy.translator import ResnetGenerator
 

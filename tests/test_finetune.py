@@ -102,7 +102,7 @@ def test_exactly_the_trainable_tensors_move(files, tmp_path, change):
     cfg = TOY.but(**change)
     r = some_steps(new_run(files, tmp_path, cfg))
     ours = set(trainable_names(r.source, cfg.blocks))
-    assert changed(r.nets.G, r.source) == ours and changed(r.average, r.source) == ours
+    assert changed(r.nets.G, r.source) == ours and changed(r.ema, r.source) == ours
     assert not changed(r.source, load_stylegan(files/'source.safetensors'))
     r.export()
     assert changed(load_stylegan(tmp_path/r.result), r.source) == ours
@@ -113,7 +113,7 @@ def test_untouched_target_is_the_source(files, tmp_path):
     r.export()
     w_plus, noise = shared_styles(r.source, 3, .9, seeded('x'))
     photo = r.source.synthesis(w_plus, noise)
-    for G in (r.nets.G, r.average, load_stylegan(tmp_path/'anime.safetensors')):
+    for G in (r.nets.G, r.ema, load_stylegan(tmp_path/'anime.safetensors')):
         assert torch.equal(G.synthesis(w_plus, noise), photo)
 
 
@@ -207,7 +207,7 @@ def test_gradients_are_averaged_before_every_update(files, tmp_path):
     "What several processes share must be shared before an optimizer moves: critic, R1, target."
     r, log = new_run(files, tmp_path), []
     finetune_step(r.nets, {n: Tape(n, r.nets[n], log) for n in 'GD'}, next(iter(r.feed()))[0], r.source, JUDGES, TOY, 0,
-                  average=lambda names: log.append(('average', names)))
+                  sync_gradients=lambda names: log.append(('average', names)))
     assert [what if n == 'average' else n for n, what in log] == [['D'], 'D', ['D'], 'D', ['G'], 'G']
 
 
@@ -225,9 +225,9 @@ def test_processes_paint_other_pictures(files, tmp_path):
 
 def test_average_keeps_nine_tenths(files, tmp_path):
     r = new_run(files, tmp_path, TOY.but(ema=.9))
-    before = {k: p.clone() for k, p in r.average.named_parameters()}
+    before = {k: p.clone() for k, p in r.ema.named_parameters()}
     r.take_step(next(iter(r.feed())))
-    for k, p in r.average.named_parameters():
+    for k, p in r.ema.named_parameters():
         torch.testing.assert_close(p, .9*before[k] + .1*r.nets.G.get_parameter(k), atol=1e-6, rtol=1e-5, msg=k)
     assert changed(r.nets.G, r.source)
 

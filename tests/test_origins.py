@@ -15,7 +15,7 @@ from scenimefy.finetune import FinetuneSettings
 from scenimefy.runs import RunSettings
 from scenimefy.selection import SelectSettings
 from scenimefy.semisup import SemisupSettings
-from scenimefy.stylegan import PretrainSettings
+from scenimefy.pretrain import PretrainSettings
 from scenimefy.teachers import ClipSettings, SegmenterSettings
 
 CLASSES = [AblateSettings, BakeSettings, BaselineSettings, ClipSettings, DemoSettings, FinetuneSettings, PretrainSettings,

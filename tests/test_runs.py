@@ -18,7 +18,7 @@ from torch import nn
 import scenimefy.runs as runs
 from scenimefy.core import SettingsError, UserError, opt, seeded
 from scenimefy.data import ImageSet
-from scenimefy.runs import (CheckpointError, Diverged, RunSettings, Stopped, TrainingRun, checkpoints, read_checkpoint,
+from scenimefy.runs import (CheckpointError, Diverged, RunSettings, Stopped, TrainingRun, checkpoints, descend, read_checkpoint,
                             read_history, read_lines, restore, run_training, state_tensors, stop_signals, update_ema)
 
 
@@ -260,6 +260,17 @@ def test_nan_between_two_log_entries_is_not_saved(photos, tmp_path):
     assert len(checkpoints(tmp_path/'run')) == 1
 
 
+def test_a_device_is_not_ignored_among_several_processes(photos, tmp_path, monkeypatch):
+    "Each process has its own card: a card of one's own choice is refused, the kind of device is not."
+    class Two:
+        num_processes, process_index, is_main_process, device = 2, 0, True, torch.device('cpu')
+    monkeypatch.setattr(runs, 'new_accelerator', lambda folder: Two())
+    monkeypatch.setattr(runs, 'pick_device', lambda name: torch.device('cpu' if name == 'auto' else name))
+    for name in ('auto', 'cpu'): assert runs.Processes(tmp_path, name, 'fp32').device == torch.device('cpu')
+    for name in ('cuda', 'cuda:1', 'cpu:0'):
+        with pytest.raises(SettingsError, match='leave the device out'): runs.Processes(tmp_path, name, 'fp32')
+
+
 def test_diverged_names_the_images_of_the_batch(photos, tmp_path):
     class Sick(LineRun):
         def take_step(self, batch): return {'loss': float('inf')}
@@ -409,6 +420,17 @@ def test_gradients_of_two_processes_are_their_mean(photos, tmp_path):
     r.nets.G.weight.grad = torch.full((1, 1), 3.)
     r.sync_gradients(['G'])
     assert r.nets.G.weight.grad.item() == 4 and r.nets.G.bias.grad is None
+
+
+def test_a_device_is_not_ignored_among_several_processes(photos, tmp_path, monkeypatch):
+    "Each process has its own card: a card of one's own choice is refused, the kind of device is not."
+    class Two:
+        num_processes, process_index, is_main_process, device = 2, 0, True, torch.device('cpu')
+    monkeypatch.setattr(runs, 'new_accelerator', lambda folder: Two())
+    monkeypatch.setattr(runs, 'pick_device', lambda name: torch.device('cpu' if name == 'auto' else name))
+    for name in ('auto', 'cpu'): assert runs.Processes(tmp_path, name, 'fp32').device == torch.device('cpu')
+    for name in ('cuda', 'cuda:1', 'cpu:0'):
+        with pytest.raises(SettingsError, match='leave the device out'): runs.Processes(tmp_path, name, 'fp32')
 
 
 def test_diverged_names_the_images_of_its_own_process(photos, tmp_path):

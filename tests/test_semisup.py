@@ -58,7 +58,7 @@ def test_reference_step(reference, reading, epoch):
     grads = {}
     if reading is fast_step:
         def keep(names): grads.update({n: [p.grad.clone() for p in getattr(nets, n).parameters()] for n in names})
-        extra = dict(average=keep)
+        extra = dict(sync_gradients=keep)
     else: extra = {}
     batch = [ref[f'input/{k}'] for k in ('real_A', 'real_B', 'real_A_p', 'real_B_p')]
     got = reading(nets, optims, batch, dict(F=ids, F_s=ids), cfg, epoch, **extra)
@@ -239,7 +239,7 @@ def test_batch_is_the_mean_of_its_images():
         def keep(names): grads.update({(n, k): p.grad.clone() for n in names for k, p in getattr(nets, n).named_parameters()})
         optims = make_optimizers(nets, cfg)
         for o in optims.values(): o.param_groups[0]['lr'] = 0.
-        losses = fast_step(nets, optims, batch, draw_ids(cfg, 0), cfg, 2, average=keep)
+        losses = fast_step(nets, optims, batch, draw_ids(cfg, 0), cfg, 2, sync_gradients=keep)
         return losses, grads
     both = gradients(images)
     one, two = (gradients([i[n:n+1] for i in images]) for n in (0, 1))
@@ -286,8 +286,8 @@ def test_betas_are_two():
     with pytest.raises(SettingsError, match='two numbers'): TOY.but(betas=(.5,))
 
 
-def test_lam_content_needs_features(folders, tmp_path):
-    with pytest.raises(SettingsError, match='features'): train(TOY.but(lam_content=1.), *folders, tmp_path/'run')
+def test_lam_content_needs_a_network(folders, tmp_path):
+    with pytest.raises(SettingsError, match='content_net'): train(TOY.but(lam_content=1.), *folders, tmp_path/'run')
 
 
 def test_bf16_keeps_the_heads_in_fp32(folders, tmp_path):
