@@ -345,7 +345,7 @@ def one_step(kit, reading, precision='fp32', lr=None, device=None, layout=None):
     args = (nets, optims, batch, draw_ids(cfg, 0, device), cfg, 1)
     amp = contextlib.nullcontext
     if precision == 'bf16': amp = lambda: torch.autocast(torch.device(device).type, torch.bfloat16)
-    if reading == 'fast': losses = fast_step(*args, amp=amp, average=keep)
+    if reading == 'fast': losses = fast_step(*args, amp=amp, sync_gradients=keep)
     else:
         with amp(): losses = plain_step(*args)
         keep(nets.present())
@@ -848,7 +848,7 @@ def translator_plan(kit):
     home, counts = gather(kit.work/'data')
     def build(cfg, folder):
         run = Run(cfg, home/'photos', home/'anime', home, folder, kit.device)
-        for net in (run.nets.G, run.average): net.load_state_dict(load_translator('tiny').state_dict())
+        for net in (run.nets.G, run.ema): net.load_state_dict(load_translator('tiny').state_dict())
         return run
     return SimpleNamespace(cfg=cfg, build=build, counts=counts, start='tiny',
                            steps=lambda n: dict(epoch_steps=max(1, n//cfg.epochs)),

@@ -14,12 +14,12 @@ from scenimefy.demo import DemoSettings
 from scenimefy.finetune import FinetuneSettings
 from scenimefy.runs import RunSettings
 from scenimefy.selection import SelectSettings
-from scenimefy.semisup import SemisupSettings
 from scenimefy.pretrain import PretrainSettings
+from scenimefy.semisup import SemisupSettings, TermWeights
 from scenimefy.teachers import ClipSettings, SegmenterSettings
 
 CLASSES = [AblateSettings, BakeSettings, BaselineSettings, ClipSettings, DemoSettings, FinetuneSettings, PretrainSettings,
-           RunSettings, SegmenterSettings, SelectSettings, SemisupSettings]
+           RunSettings, SegmenterSettings, SelectSettings, SemisupSettings, TermWeights]
 
 PAPER = {
     'FinetuneSettings': dict(
@@ -30,6 +30,7 @@ PAPER = {
         size='§4.1', batch='A.2', epochs='§4.1', n_blocks='A.1', n_patches='A.1', lam_gan='Eq. 7', lam_src='§4.1',
         lam_hdce='§4.1', lam_gan_sup='Eq. 4', lam_style='§4.1', lam_l1='appendix C', decay='§3.3'),
     'PretrainSettings': dict(size='§4.1')}
+PAPER['TermWeights'] = {k: v for k, v in PAPER['SemisupSettings'].items() if k.startswith('lam_')}
 PAPER['BaselineSettings'] = PAPER['SemisupSettings']      # a rival is trained by the same run
 OTHERS = ('released code', 'released weights', 'StyleGAN2 code by rosinality', 'ours', 'CartoonGAN', 'AnimeGAN')
 
