@@ -31,7 +31,7 @@ class Term(NamedTuple):
     lam: object      # that setting; a text: the name of the row whose weight it shares
     branch: str      # 'unsupervised': photos and anime that never met; 'supervised': pairs, which fade
     nets: tuple      # the networks it needs besides G
-    compares: str    # for people
+    compares: str    # what with what, for people
     value: Callable  # of a `View`: the loss, ()
 
 def over_taps(loss, queries, keys, *more):
@@ -56,22 +56,22 @@ def _hard(v, queries, keys):
 _UNSUP, _SUP = BRANCHES = ('unsupervised', 'supervised')
 TERMS = (
     Term('gan', opt(1., 'unpaired adversarial term (D_U)', 'paper Eq. 7', lo=0.),
-         _UNSUP, ('D',), 'what D_U says to G(x), with "real"', _gan),
+         _UNSUP, ('D',), 'D_U: is G(x) real?', _gan),
     Term('src', opt(.05, 'semantic relation consistency', 'paper §4.1', lo=0.),
-         _UNSUP, ('F',), 'relations of patches in G(x), with those in x', _src),
+         _UNSUP, ('F',), 'relations: G(x), x', _src),
     Term('hdce', opt(.1, 'hard-negative contrastive term', 'paper §4.1', lo=0.),
-         _UNSUP, ('F',), 'patches of G(x), with those of x', _hdce),
+         _UNSUP, ('F',), 'patches: G(x), x', _hdce),
     Term('idt', 'hdce',
-         _UNSUP, ('F',), 'patches of G(y), with those of y', _idt),
+         _UNSUP, ('F',), 'patches: G(y), y', _idt),
     Term('content', opt(0., 'content distance of G(x) to x in given features',
                         'released code, off for Shinkai', lo=0.),
-         _UNSUP, (), 'features of G(x), with those of x', _content),
+         _UNSUP, (), 'features: G(x), x', _content),
     Term('gan_sup', opt(1., 'conditional adversarial term (D_P)', 'paper Eq. 4', lo=0.),
-         _SUP, ('D_p',), 'what D_P says to (xp, G(xp)), with "real"', _gan_sup),
+         _SUP, ('D_p',), 'D_P: is G(xp) real?', _gan_sup),
     Term('style', opt(.05, 'StylePatchNCE', 'paper §4.1', lo=0.),
-         _SUP, ('F_s',), 'patches of G(xp), with those of yp', _style),
+         _SUP, ('F_s',), 'patches: G(xp), yp', _style),
     Term('l1', opt(0., 'L1 to the paired image, as in appendix C', 'paper appendix C', lo=0.),
-         _SUP, (), 'pixels of G(xp), with those of yp', _l1))
+         _SUP, (), 'pixels: G(xp), yp', _l1))
 
 def without_branch(branch:str) -> dict:
     "The settings that switch off every term of a branch that is on by default."
