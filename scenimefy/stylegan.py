@@ -363,7 +363,7 @@ def _float32(state):
     return out
 
 # %% ../nbs/03_stylegan.ipynb #exp-read
-def read_stylegan(weights   # 'tiny', 'tiny-anime', 'lhq', 'shinkai-stylegan', or a file: .safetensors, .pt, .pth
+def read_stylegan(weights   # 'tiny', 'tiny-anime', 'lhq', 'shinkai-stylegan', or a .safetensors, .pt, .pth
                  ) -> dict: # {'g_ema': state_dict, and, if it has them, 'g': …, 'd': …}, float32 on the CPU
     "The networks in a StyleGAN file; nothing in it is run, and what belongs to a training is left out."
     path = find_weights(weights, 'stylegan')
