@@ -225,7 +225,8 @@ class _Layers(nn.Module):
         "The mean style of `n` random codes."
         z = torch.randn(n, self.style_dim, generator=generator).to(self.input.input.device)
         return self.mapping(z).mean(0, keepdim=True)
-    def noise_sides(self) -> list: return [4] + [r for r in resolutions(self.size)[1:] for _ in range(2)]
+    def noise_sides(self) -> list: # 4 once, then every larger side twice
+        return [4] + [r for r in resolutions(self.size)[1:] for _ in range(2)]
     def draw_noise(self, batch:int, generator=None) -> list: # tensors (batch,1,r,r), one per layer
         "Fresh noise for every layer; `generator` is one of torch's, on the CPU."
         device = self.input.input.device
