@@ -19,14 +19,20 @@ def _widen(v):
     half = torch.is_tensor(v) and v.dtype in (torch.float16, torch.bfloat16)
     return v.float() if half else v
 
+def _no_autocast(device):
+    "A context without mixed precision on this kind of device; some kinds know none."
+    if not torch.amp.is_autocast_available(device): return contextlib.nullcontext()
+    return torch.autocast(device, enabled=False)
+
+# %% ../nbs/06_losses.ipynb #exp-full-precision
 def full_precision(loss):
     "Decorate `loss`: tensors enter in float32 (float64 stays) and autocast is off inside."
     @functools.wraps(loss)
     def wrapped(*args, **kwargs):
-        device = next(v for v in (*args, *kwargs.values()) if torch.is_tensor(v)).device.type
-        known = torch.amp.is_autocast_available(device)
-        with torch.autocast(device, enabled=False) if known else contextlib.nullcontext():
-            return loss(*map(_widen, args), **{n: _widen(v) for n, v in kwargs.items()})
+        tensors = [v for v in (*args, *kwargs.values()) if torch.is_tensor(v)]
+        args = [_widen(v) for v in args]
+        kwargs = {name: _widen(v) for name, v in kwargs.items()}
+        with _no_autocast(tensors[0].device.type): return loss(*args, **kwargs)
     return wrapped
 
 # %% ../nbs/06_losses.ipynb #eq-lsgan
@@ -36,13 +42,14 @@ def lsgan(pred:Tensor,   # answers of a critic, any shape
     "Least-squares GAN loss: how far `pred` is from 1 (`is_real`) or from 0."
     return (_widen(pred) - float(is_real)).square().mean()  # Eq. 4 and 7, with squares for logs
 
-# %% ../nbs/06_losses.ipynb #eq-nce
+# %% ../nbs/06_losses.ipynb #exp-check-rows
 def _check_rows(q, k):
     "Refuse anything but two (B,S,D) tensors of one shape. Lengths are not read: that would stall a GPU."
     if q.ndim != 3 or q.shape != k.shape:
         raise ValueError(f'q is {tuple(q.shape)} and k is {tuple(k.shape)}; both must be one shape '
                          '(batch, patches, channels). For a single image add the batch axis: q[None]')
 
+# %% ../nbs/06_losses.ipynb #eq-nce
 @full_precision
 def patch_nce(q:Tensor,        # (B,S,D) unit rows of the output, with gradient
               k:Tensor,        # (B,S,D) unit rows of the reference; no gradient reaches them
@@ -60,16 +67,17 @@ def jsd(log_p:Tensor,  # (…,S) log-probabilities
        ) -> Tensor:    # (…) nats, 0 … ln 2
     "Jensen-Shannon divergence of distributions along the last axis."
     log_m = torch.logaddexp(log_p, log_r) - math.log(2)
-    kl = lambda log_t: F.kl_div(log_m, log_t, reduction='none', log_target=True).sum(-1)
+    def kl(log_t): return F.kl_div(log_m, log_t, reduction='none', log_target=True).sum(-1)
     return (kl(log_p) + kl(log_r))/2
 
-# %% ../nbs/06_losses.ipynb #eq-src
+# %% ../nbs/06_losses.ipynb #eq-relations
 def relations(rows:Tensor # (B,S,D)
              ) -> Tensor: # (B,S,S) log-probabilities
     "For every patch, how much it resembles each patch of its own image, as a log-distribution."
     unit = F.normalize(rows, dim=-1)
     return (unit @ unit.mT).log_softmax(-1)
 
+# %% ../nbs/06_losses.ipynb #eq-src
 @full_precision
 def src(q:Tensor,    # (B,S,D) rows of the output, with gradient; scaled to unit length here
         k:Tensor     # (B,S,D) rows of the photo; no gradient reaches them
@@ -92,13 +100,14 @@ def hard_negative_weights(k:Tensor,     # (B,S,D) unit rows of the reference
     sim.diagonal(dim1=-2, dim2=-1).fill_(_SELF)
     return sim.sub_(sim.amax(-1, keepdim=True)).div_(gamma).exp_()
 
-# %% ../nbs/06_losses.ipynb #eq-gamma
+# %% ../nbs/06_losses.ipynb #exp-check-epoch
 def _check_epoch(epoch, n_epochs):
     "Epochs count from 1."
     if not 1 <= epoch <= n_epochs:
         raise ValueError(f'epoch {epoch} of {n_epochs}: epochs count from 1 to n_epochs; '
                          'raise n_epochs to train longer')
 
+# %% ../nbs/06_losses.ipynb #eq-gamma
 def gamma(epoch:float,       # 1 … n_epochs
           n_epochs:int=20,
           start:float=50.,   # softness before the first epoch
@@ -146,8 +155,9 @@ def content(a:Tensor,    # (B,3,H,W) in [-1,1], with gradient
 def softplus_critic(real:Tensor, fake:Tensor # scores of any shape
                    ) -> Tensor:              # ()
     "Logistic loss of the critic: real scores up, fake scores down."
-    return F.softplus(-real).mean() + F.softplus(fake).mean()   # Goodfellow et al., 2014, Eq. 1, with D = σ(score)
+    return F.softplus(-real).mean() + F.softplus(fake).mean()   # Goodfellow et al., 2014, Eq. 1: D = σ(score)
 
+# %% ../nbs/06_losses.ipynb #eq-softplus-generator
 def softplus_generator(fake:Tensor # scores of any shape
                       ) -> Tensor: # ()
     "The non-saturating loss of the generator: fake scores up."
@@ -183,5 +193,6 @@ def clip_distance(a:Tensor,  # (B,D) embeddings of any length
                  ) -> Tensor: # (), 0 … 2
     "One minus the cosine of the embeddings, mean over the batch."
     if a.ndim != 2 or a.shape != b.shape:
-        raise ValueError(f'embeddings are {tuple(a.shape)} and {tuple(b.shape)}; both must be one shape (batch, dim)')
+        raise ValueError(f'embeddings are {tuple(a.shape)} and {tuple(b.shape)}; '
+                         'both must be one shape (batch, dim)')
     return (1 - F.cosine_similarity(a, b, dim=-1)).mean()  # D_CLIP of Eq. 1

@@ -40,6 +40,7 @@ def binomial(gain:float=1.) -> Tensor: # (4,4), sums to `gain`
     row = torch.tensor([1., 3., 3., 1.])
     return row[:, None]*row*(gain/64)
 
+# %% ../nbs/03_stylegan.ipynb #exp-blur-layer
 class Blur(nn.Module):
     "A fixed blur; its kernel is stored in checkpoints under this name."
     def __init__(self, up:int=1, pad:tuple=(1, 1), gain:float=1.):
@@ -53,6 +54,7 @@ class PixelNorm(nn.Module):
     "Scale each vector to length √dim."
     def forward(self, z): return z*(z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
 
+# %% ../nbs/03_stylegan.ipynb #exp-lrelu
 def scaled_lrelu(x): return F.leaky_relu(x, .2)*2**.5   # the factor restores the variance
 
 class BiasLeakyReLU(nn.Module):
@@ -74,6 +76,7 @@ class EqualLinear(nn.Module):
         y = F.linear(x, self.weight*self.scale, self.bias*self.lr_mul)
         return scaled_lrelu(y) if self.activate else y
 
+# %% ../nbs/03_stylegan.ipynb #exp-equal-conv
 class EqualConv2d(nn.Module):
     "The same for a convolution; here always without a bias."
     def __init__(self, in_ch:int, out_ch:int, k:int, stride:int=1, padding:int=0):
@@ -84,8 +87,9 @@ class EqualConv2d(nn.Module):
 
 # %% ../nbs/03_stylegan.ipynb #eq-modconv
 class ModulatedConv2d(nn.Module):
-    "A convolution whose input channels are scaled by a style, and whose output is brought back to variance 1."
-    def __init__(self, in_ch:int, out_ch:int, k:int, style_dim:int, demodulate:bool=True, upsample:bool=False):
+    "A convolution whose inputs are scaled by a style, and whose output is brought back to variance 1."
+    def __init__(self, in_ch:int, out_ch:int, k:int, style_dim:int,
+                 demodulate:bool=True, upsample:bool=False):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(1, out_ch, in_ch, k, k))
         self.modulation = EqualLinear(style_dim, in_ch, bias=1)
@@ -110,6 +114,7 @@ class Noise(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
     def forward(self, x, noise): return x + self.weight*noise
 
+# %% ../nbs/03_stylegan.ipynb #exp-styled-conv
 class StyledConv(nn.Module):
     "Modulated convolution, noise, bias and leaky ReLU."
     def __init__(self, in_ch, out_ch, style_dim, upsample=False):
@@ -120,6 +125,7 @@ class StyledConv(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)   # the same numbers, a tenth faster
         return self.activate(self.noise(self.conv(x, w), noise))
 
+# %% ../nbs/03_stylegan.ipynb #exp-to-rgb
 class ToRGB(nn.Module):
     "A style's view of the features as an image, added to the enlarged image of the layer below."
     def __init__(self, in_ch, style_dim, upsample=True):
@@ -132,88 +138,119 @@ class ToRGB(nn.Module):
         return image if below is None else image + self.upsample(below)
 
 # %% ../nbs/03_stylegan.ipynb #exp-plan
+def resolutions(size:int) -> list: # 4, 8, …, size
+    "The sides of the maps that a network of `size` passes through."
+    if size < 8 or size.bit_count() != 1:
+        raise SettingsError(f'size = {size} px must be a power of two of at least 8')
+    return [2**i for i in range(2, size.bit_length())]
+
+# %% ../nbs/03_stylegan.ipynb #exp-channels
+def channel_plan(size:int, multiplier:int=2, channels:dict=None) -> dict: # {resolution: channels}
+    "How many channels each resolution has; by default as in the released networks."
+    sides = resolutions(size)
+    plan = channels or {r: min(512, 16384*multiplier//r) for r in sides}
+    missing = [r for r in sides if r not in plan]
+    if missing: raise SettingsError(f'channels = {plan} names no width for {missing}')
+    if min(plan.values()) < 1: raise SettingsError(f'channels = {plan} must be positive')
+    return {r: plan[r] for r in sides}
+
+# %% ../nbs/03_stylegan.ipynb #exp-input
 class _Input(nn.Module):
+    "The learned 4×4 map that every picture begins with."
     def __init__(self, channels):
         super().__init__()
         self.input = nn.Parameter(torch.randn(1, channels, 4, 4))
 
-def resolutions(size:int) -> list: # 4, 8, …, size
-    "The sides of the maps that a network of `size` passes through."
-    if size < 8 or size & size-1: raise SettingsError(f'size = {size} px must be a power of two of at least 8')
-    return [2**i for i in range(2, size.bit_length())]
+# %% ../nbs/03_stylegan.ipynb #exp-mapping
+def _mapping_network(dim, depth):
+    "Linear layers from a code to a style; they learn a hundred times more slowly than the others."
+    layers = [EqualLinear(dim, dim, lr_mul=.01, activate=True) for _ in range(depth)]
+    return nn.Sequential(PixelNorm(), *layers)
 
-def channel_plan(size:int, multiplier:int=2, channels:dict=None) -> dict: # {resolution: channels}
-    "How many channels each resolution has; by default as in the released networks."
-    plan = channels or {r: min(512, 16384*multiplier//r) for r in resolutions(max(size, 8))}
-    missing = [r for r in resolutions(size) if r not in plan]
-    if missing: raise SettingsError(f'channels = {plan} names no width for {missing}')
-    if min(plan.values()) < 1: raise SettingsError(f'channels = {plan} must be positive')
-    return {r: plan[r] for r in resolutions(size)}
+# %% ../nbs/03_stylegan.ipynb #exp-blocks
+def _blocks(plan, style_dim):
+    "Two convolutions and one `ToRGB` for each resolution above 4 px."
+    convs, to_rgbs, sides = nn.ModuleList(), nn.ModuleList(), list(plan)
+    for below, r in zip(sides, sides[1:]):
+        convs.append(StyledConv(plan[below], plan[r], style_dim, upsample=True))
+        convs.append(StyledConv(plan[r], plan[r], style_dim))
+        to_rgbs.append(ToRGB(plan[r], style_dim))
+    return convs, to_rgbs
 
-# %% ../nbs/03_stylegan.ipynb #exp-generator
-class Generator(nn.Module):
-    "StyleGAN2's generator: a mapping network that makes styles, a synthesis network that paints with them."
+# %% ../nbs/03_stylegan.ipynb #exp-generator-checks
+def _check_codes(z, dim):
+    if z.ndim != 2 or z.shape[1] != dim: raise ValueError(f'z is {tuple(z.shape)} but must be (B,{dim})')
+
+def _check_styles(w_plus, n_latent, dim):
+    if w_plus.ndim == 3 and w_plus.shape[1:] == (n_latent, dim): return
+    raise ValueError(f'w_plus is {tuple(w_plus.shape)} but must be (B,{n_latent},{dim}); '
+                     'repeat a single style with `w[:, None].expand(-1, G.n_latent, -1)`')
+
+# %% ../nbs/03_stylegan.ipynb #exp-noise-check
+def _check_noise(noise, sides, batch):
+    "One map (B,1,r,r) or (1,1,r,r) for each side r."
+    fits = len(noise) == len(sides)
+    for m, r in zip(noise, sides):
+        if tuple(m.shape[1:]) != (1, r, r) or len(m) not in (1, batch): fits = False
+    if fits: return
+    given, wanted = [tuple(m.shape) for m in noise], ', '.join(map(str, sides))
+    raise ValueError(f'noise is {given} but must be {len(sides)} maps (B,1,r,r) with r = {wanted} '
+                     f'and B = {batch} or 1; `G.draw_noise(B)` gives them')
+
+# %% ../nbs/03_stylegan.ipynb #exp-generator-layers
+class _Layers(nn.Module):
+    "The layers of a `Generator`, and what it paints with: styles and noise."
     def __init__(self, size:int,                   # side of the image, a power of two
                  style_dim:int=512, n_mlp:int=8,   # width and depth of the mapping network
                  channel_multiplier:int=2,         # 2: the released networks
                  channels:dict=None):              # {resolution: channels}, instead of the multiplier
         super().__init__()
-        self.size, self.style_dim, plan = size, style_dim, channel_plan(size, channel_multiplier, channels)
-        sides = resolutions(size)
-        self.n_latent = 2*len(sides)
-        self.style = nn.Sequential(PixelNorm(), *(EqualLinear(style_dim, style_dim, lr_mul=.01, activate=True)
-                                                  for _ in range(n_mlp)))
+        plan = channel_plan(size, channel_multiplier, channels)
+        self.size, self.style_dim, self.n_latent = size, style_dim, 2*len(plan)
+        self.style = _mapping_network(style_dim, n_mlp)
         self.input = _Input(plan[4])
-        self.conv1, self.to_rgb1 = StyledConv(plan[4], plan[4], style_dim), ToRGB(plan[4], style_dim, upsample=False)
-        self.convs, self.to_rgbs = nn.ModuleList(), nn.ModuleList()
-        for r in sides[1:]:
-            self.convs.append(StyledConv(plan[r//2], plan[r], style_dim, upsample=True))
-            self.convs.append(StyledConv(plan[r], plan[r], style_dim))
-            self.to_rgbs.append(ToRGB(plan[r], style_dim))
+        self.conv1 = StyledConv(plan[4], plan[4], style_dim)
+        self.to_rgb1 = ToRGB(plan[4], style_dim, upsample=False)
+        self.convs, self.to_rgbs = _blocks(plan, style_dim)
         self.noises = nn.Module()
-        for i, r in enumerate(self.noise_sides()): self.noises.register_buffer(f'noise_{i}', torch.randn(1, 1, r, r))
-
-    def noise_sides(self) -> list: return [4] + [r for r in resolutions(self.size)[1:] for _ in range(2)]
-
-    def draw_noise(self, batch:int, generator=None) -> list: # tensors (batch,1,r,r), one per layer
-        "Fresh noise for every layer; `generator` is one of torch's, on the CPU."
-        device = self.input.input.device
-        return [torch.randn(batch, 1, r, r, generator=generator).to(device) for r in self.noise_sides()]
-
-    def stored_noise(self) -> list: # tensors (1,1,r,r)
-        "The noise that is kept with the weights."
-        return [getattr(self.noises, f'noise_{i}') for i in range(len(self.noise_sides()))]
-
+        for i, r in enumerate(self.noise_sides()):
+            self.noises.register_buffer(f'noise_{i}', torch.randn(1, 1, r, r))
     def mapping(self, z:Tensor # (B,style_dim) standard normal
                ) -> Tensor:    # (B,style_dim), called w
         "From a latent code to a style."
-        if z.ndim != 2 or z.shape[1] != self.style_dim:
-            raise ValueError(f'z is {tuple(z.shape)} but must be (B,{self.style_dim})')
+        _check_codes(z, self.style_dim)
         return self.style(z)
-
     @torch.no_grad()
     def mean_latent(self, n:int=4096, generator=None) -> Tensor: # (1,style_dim)
         "The mean style of `n` random codes."
         z = torch.randn(n, self.style_dim, generator=generator).to(self.input.input.device)
         return self.mapping(z).mean(0, keepdim=True)
+    def noise_sides(self) -> list: # 4 once, then every larger side twice
+        return [4] + [r for r in resolutions(self.size)[1:] for _ in range(2)]
+    def draw_noise(self, batch:int, generator=None) -> list: # tensors (batch,1,r,r), one per layer
+        "Fresh noise for every layer; `generator` is one of torch's, on the CPU."
+        device = self.input.input.device
+        return [torch.randn(batch, 1, r, r, generator=generator).to(device) for r in self.noise_sides()]
+    def stored_noise(self) -> list: # tensors (1,1,r,r)
+        "The noise that is kept with the weights."
+        return [getattr(self.noises, f'noise_{i}') for i in range(len(self.noise_sides()))]
 
+# %% ../nbs/03_stylegan.ipynb #exp-generator
+class Generator(_Layers):
+    "StyleGAN2's generator: a mapping network that makes styles, a synthesis network that paints with them."
     def synthesis(self, w_plus:Tensor,  # (B,n_latent,style_dim): a style for every layer
                   noise:list=None       # (B,1,r,r) or (1,1,r,r) per layer; None: fresh
                  ) -> Tensor:           # (B,3,size,size), near [-1,1] but not clamped
         "Paint with the styles `w_plus`."
-        if w_plus.ndim != 3 or w_plus.shape[1:] != (self.n_latent, self.style_dim):
-            raise ValueError(f'w_plus is {tuple(w_plus.shape)} but must be (B,{self.n_latent},{self.style_dim}); '
-                             'repeat a single style with `w[:, None].expand(-1, G.n_latent, -1)`')
-        noise, sides = self.draw_noise(len(w_plus)) if noise is None else noise, self.noise_sides()
-        if [tuple(m.shape[1:]) for m in noise] != [(1, r, r) for r in sides] or any(len(m) not in (1, len(w_plus)) for m in noise):
-            raise ValueError(f'noise is {[tuple(m.shape) for m in noise]} but must be {len(sides)} maps (B,1,r,r) with r = '
-                             f'{", ".join(map(str, sides))} and B = {len(w_plus)} or 1; `G.draw_noise(B)` gives them')
-        w, n = w_plus.unbind(1), iter(noise)
-        x = self.conv1(self.input.input.expand(len(w_plus), -1, -1, -1), w[0], next(n))
+        _check_styles(w_plus, self.n_latent, self.style_dim)
+        if noise is None: noise = self.draw_noise(len(w_plus))
+        _check_noise(noise, self.noise_sides(), len(w_plus))
+        w = w_plus.unbind(1)
+        x = self.conv1(self.input.input.expand(len(w_plus), -1, -1, -1), w[0], noise[0])
         image = self.to_rgb1(x, w[1])
         for j, to_rgb in enumerate(self.to_rgbs):                       # block j uses styles 2j+1, 2j+2, 2j+3
-            x = self.convs[2*j](x, w[2*j+1], next(n))
-            x = self.convs[2*j+1](x, w[2*j+2], next(n))
+            x = self.convs[2*j](x, w[2*j+1], noise[2*j+1])
+            x = self.convs[2*j+1](x, w[2*j+2], noise[2*j+2])
             image = to_rgb(x, w[2*j+3], image)
         return image
 
@@ -243,7 +280,8 @@ def mix_styles(w1:Tensor, w2:Tensor,  # (B,style_dim)
                n_latent:int
               ) -> Tensor:            # (B,n_latent,style_dim)
     "Coarse layers take their style from `w1`, fine ones from `w2`."
-    late = torch.arange(n_latent, device=w1.device) >= torch.as_tensor(crossover, device=w1.device).view(-1, 1)
+    first_late = torch.as_tensor(crossover, device=w1.device).view(-1, 1)
+    late = torch.arange(n_latent, device=w1.device) >= first_late
     return torch.where(late[..., None], w2[:, None], w1[:, None])
 
 # %% ../nbs/03_stylegan.ipynb #exp-styles
@@ -258,9 +296,11 @@ def draw_styles(G:Generator, batch:int, mixing:float, generator) -> Tensor: # (B
 # %% ../nbs/03_stylegan.ipynb #exp-residual
 def _conv(in_ch, out_ch, k, down=False):
     "Convolution, bias, leaky ReLU; a blur before a stride of 2."
-    if down: return nn.Sequential(Blur(pad=(2, 2)), EqualConv2d(in_ch, out_ch, k, stride=2), BiasLeakyReLU(out_ch))
+    if down:
+        return nn.Sequential(Blur(pad=(2, 2)), EqualConv2d(in_ch, out_ch, k, stride=2), BiasLeakyReLU(out_ch))
     return nn.Sequential(EqualConv2d(in_ch, out_ch, k, padding=k//2), BiasLeakyReLU(out_ch))
 
+# %% ../nbs/03_stylegan.ipynb #exp-residual-block
 class _Residual(nn.Module):
     def __init__(self, in_ch, out_ch):
         super().__init__()
@@ -271,28 +311,33 @@ class _Residual(nn.Module):
 # %% ../nbs/03_stylegan.ipynb #eq-deviation
 def minibatch_deviation(x:Tensor # (B,C,H,W)
                        ) -> Tensor: # (B,C+1,H,W)
-    "Append a channel that says how much the images of a group of (up to) four differ."   # Karras et al., 2018, §3
-    group = next(g for g in (4, 3, 2, 1) if len(x) % g == 0)
+    "Append a channel that says how much the images of a group of (up to) four differ."
+    group = max(g for g in (1, 2, 3, 4) if len(x) % g == 0)   # Karras et al., 2018, §3
     groups = x.view(group, -1, *x.shape[1:])  # image i belongs to group i mod (B/group)
     deviation = (groups.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))
     channel = deviation.repeat(group).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
     return torch.cat([x, channel], 1)
 
+# %% ../nbs/03_stylegan.ipynb #exp-check-batch
 def check_batch(batch:int): # images per step; 1 passes: a single picture has nothing to differ from
     "Refuse a batch that no group divides, so that `minibatch_deviation` would always say 0.0001."
     if batch > 1 and batch % 2 and batch % 3:
-        raise SettingsError(f'batch = {batch}: no group of 2 to 4 divides it; take {batch - 1} or {batch + 1}')
+        raise SettingsError(f'batch = {batch}: no group of 2 to 4 divides it; '
+                            f'take {batch - 1} or {batch + 1}')
 
 # %% ../nbs/03_stylegan.ipynb #exp-discriminator
 class Discriminator(nn.Module):
-    "StyleGAN2's critic of single images: residual blocks down to 4×4, minibatch deviation, two linear layers."
+    "StyleGAN2's critic of images: residual blocks down to 4×4, minibatch deviation, two linear layers."
     def __init__(self, size:int, channel_multiplier:int=2, channels:dict=None):
         super().__init__()
         plan = channel_plan(size, channel_multiplier, channels)
         sides = resolutions(size)[::-1]
-        self.convs = nn.Sequential(_conv(3, plan[size], 1), *(_Residual(plan[r], plan[r//2]) for r in sides[:-1]))
+        first = _conv(3, plan[size], 1)
+        blocks = [_Residual(plan[r], plan[r//2]) for r in sides[:-1]]
+        self.convs = nn.Sequential(first, *blocks)
         self.final_conv = _conv(plan[4] + 1, plan[4], 3)
-        self.final_linear = nn.Sequential(EqualLinear(plan[4]*16, plan[4], activate=True), EqualLinear(plan[4], 1))
+        hidden = EqualLinear(plan[4]*16, plan[4], activate=True)
+        self.final_linear = nn.Sequential(hidden, EqualLinear(plan[4], 1))
         self.size = size
     def forward(self, x:Tensor # (B,3,size,size) in [-1,1]
                ) -> Tensor:    # (B,1) scores; positive means real
@@ -300,48 +345,67 @@ class Discriminator(nn.Module):
         x = self.final_conv(minibatch_deviation(x))
         return self.final_linear(x.flatten(1))
 
-# %% ../nbs/03_stylegan.ipynb #exp-read
+# %% ../nbs/03_stylegan.ipynb #exp-parts
 PARTS = ('g_ema', 'g', 'd')   # averaged generator, generator, critic: the names that released checkpoints use
 
-def read_stylegan(weights          # 'tiny', 'tiny-anime', 'lhq', 'shinkai-stylegan', or a .safetensors, .pt or .pth file
-                 ) -> dict:        # {'g_ema': state_dict, and, if the file has them, 'g': …, 'd': …}, float32 on the CPU
+def _by_network(flat):
+    "{'g_ema/…': tensor} as {'g_ema': {'…': tensor}}."
+    networks = {}
+    for key, v in flat.items():
+        part, _, rest = key.partition('/')
+        networks.setdefault(part, {})[rest] = v
+    return networks
+
+# %% ../nbs/03_stylegan.ipynb #exp-float32
+def _float32(state):
+    "The same weights in float32; whole numbers stay."
+    out = {}
+    for key, v in bare(state).items(): out[key] = v.float().contiguous() if v.is_floating_point() else v
+    return out
+
+# %% ../nbs/03_stylegan.ipynb #exp-read
+def read_stylegan(weights   # 'tiny', 'tiny-anime', 'lhq', 'shinkai-stylegan', or a .safetensors, .pt, .pth
+                 ) -> dict: # {'g_ema': state_dict, and, if it has them, 'g': …, 'd': …}, float32 on the CPU
     "The networks in a StyleGAN file; nothing in it is run, and what belongs to a training is left out."
     path = find_weights(weights, 'stylegan')
     found = read_weights(path, beside=[argparse.Namespace])     # released files keep their command line
-    if is_state(found):                                         # ours are flat: g_ema/…, d/…
-        flat, found = found, {}
-        for key, v in flat.items():
-            part, _, rest = key.partition('/')
-            found.setdefault(part, {})[rest] = v
-    states = {k: found[k] for k in PARTS if isinstance(found, dict) and k in found}
+    if is_state(found): found = _by_network(found)              # ours are flat: g_ema/…, d/…
+    states = {}
+    if isinstance(found, dict): states = {part: found[part] for part in PARTS if part in found}
     if 'g_ema' not in states or not all(is_state(s) for s in states.values()):
-        raise WeightsError(f'{path}: this is no StyleGAN file; it must hold a state_dict under the name g_ema '
-                           '(or keys g_ema/…)')
-    return {part: {k: v.float().contiguous() if v.is_floating_point() else v for k, v in bare(state).items()}
-            for part, state in states.items()}
+        raise WeightsError(f'{path}: this is no StyleGAN file; it must hold a state_dict '
+                           'under the name g_ema (or keys g_ema/…)')
+    return {part: _float32(state) for part, state in states.items()}
 
 # %% ../nbs/03_stylegan.ipynb #exp-files
 def save_stylegan(path, states:dict,   # {'g_ema': state_dict, 'd': …}
                   half:bool=False,     # float16 on disk
                   **meta):             # texts
     "Write networks into one safetensors file: keys `g_ema/…`, `d/…`."
-    tensors = {f'{net}/{k}': v.detach().cpu().contiguous() for net, state in states.items() for k, v in state.items()}
-    if half: tensors = {k: v.half() for k, v in tensors.items()}
+    tensors = {}
+    for part, state in states.items():
+        for key, v in state.items():
+            v = v.detach().cpu().contiguous()
+            tensors[f'{part}/{key}'] = v.half() if half else v
     with atomic_path(path) as tmp: save_file(tensors, tmp, metadata=dict(format='scenimefy.stylegan', **meta))
 
 # %% ../nbs/03_stylegan.ipynb #exp-sizes
-def generator_sizes(state:dict) -> dict:
-    "What `Generator` was built with, read off the shapes of its state; KeyError or IndexError if it is none's."
-    count = lambda pattern: sum(bool(re.fullmatch(pattern, k)) for k in state)
-    plan = {4: state['input.input'].shape[1]}
-    for j in range(count(r'to_rgbs\.\d+\.bias')): plan[8 << j] = state[f'convs.{2*j}.conv.weight'].shape[1]
-    return dict(size=max(plan), style_dim=state['style.1.weight'].shape[1], n_mlp=count(r'style\.\d+\.weight'), channels=plan)
+def _count(state, pattern): return len([key for key in state if re.fullmatch(pattern, key)])
 
+def generator_sizes(state:dict) -> dict:
+    "What `Generator` was built with, read off the shapes of `state`; KeyError or IndexError if it is none's."
+    plan = {4: state['input.input'].shape[1]}
+    for j in range(_count(state, r'to_rgbs\.\d+\.bias')):
+        plan[8*2**j] = state[f'convs.{2*j}.conv.weight'].shape[1]
+    style_dim, n_mlp = state['style.1.weight'].shape[1], _count(state, r'style\.\d+\.weight')
+    return dict(size=max(plan), style_dim=style_dim, n_mlp=n_mlp, channels=plan)
+
+# %% ../nbs/03_stylegan.ipynb #exp-critic-sizes
 def discriminator_sizes(state:dict) -> dict:
     "The same for `Discriminator`."
-    blocks = sum(bool(re.fullmatch(r'convs\.\d+\.skip\.1\.weight', k)) for k in state)
-    plan = {4 << blocks: state['convs.0.0.weight'].shape[0]}
-    for n in range(1, blocks + 1): plan[4 << blocks - n] = state[f'convs.{n}.conv2.1.weight'].shape[0]
+    blocks = _count(state, r'convs\.\d+\.skip\.1\.weight')
+    plan = {4*2**blocks: state['convs.0.0.weight'].shape[0]}
+    for n in range(1, blocks + 1): plan[4*2**(blocks - n)] = state[f'convs.{n}.conv2.1.weight'].shape[0]
     return dict(size=max(plan), channels=plan)
 
 # %% ../nbs/03_stylegan.ipynb #exp-load
@@ -362,6 +426,7 @@ def _load(weights, part, kind, sizes_of):
     net.load_state_dict(states[part], strict=True, assign=True)
     return net.eval()
 
+# %% ../nbs/03_stylegan.ipynb #exp-load-named
 def load_stylegan(weights,            # as in `read_stylegan`
                   which:str='g_ema',  # or 'g': without averaging
                   device:str='cpu'
@@ -375,22 +440,35 @@ def load_discriminator(weights,           # as in `read_stylegan`; the file must
     "The critic that was trained with it."
     return _load(weights, 'd', Discriminator, discriminator_sizes).to(pick_device(device))
 
+# %% ../nbs/03_stylegan.ipynb #exp-shift
+def _blocks_of(state):
+    "The highest number of a block `convs.…` in a state."
+    return max(int(key.split('.')[1]) for key in state if key.startswith('convs.'))
+
+def _shifted(state, shift):
+    "A critic's weights as part of one with `shift` more blocks: these come first, and see the full size."
+    moved = {}
+    for key, v in state.items():
+        parts = key.split('.')
+        if parts[:2] == ['convs', '0']: continue            # the layer that sees pixels has another width
+        if parts[0] == 'convs': parts[1] = str(int(parts[1]) + shift)
+        moved['.'.join(parts)] = v
+    return moved
+
 # %% ../nbs/03_stylegan.ipynb #exp-grow
 def grow(net:nn.Module,       # a `Generator` or `Discriminator`
          state:dict           # weights of one of the same or of half (a quarter, …) the size
         ):
-    "Start `net` from a smaller one: what both have is copied, and the new image layers of a generator begin at zero."
-    is_critic = isinstance(net, Discriminator)
-    depth = lambda keys: max(int(k.split('.')[1]) for k in keys if k.startswith('convs.'))
-    shift = depth(net.state_dict()) - depth(state) if is_critic else 0   # a critic begins with its finest block
-    def place(key):
-        parts = key.split('.')
-        if shift and parts[0] == 'convs': parts[1] = str(int(parts[1]) + shift)
-        return '.'.join(parts)
-    moved = {place(k): v for k, v in state.items() if not (shift and k.startswith('convs.0.'))}
-    own = net.state_dict()
-    misfit = [k for k, v in moved.items() if k not in own or own[k].shape != v.shape]
-    if misfit: raise UserError(f'the network to start from does not fit: {misfit[0]} and {len(misfit)-1} more differ; '
-                               'it must be at most as large, with the same channels at the sizes both have')
-    fresh = {k: v*(not re.fullmatch(r'to_rgbs\.\d+\.conv\.weight', k)) for k, v in own.items() if k not in moved}
+    "Start `net` from a smaller one: what both have is copied, the new image layers of a generator are zero."
+    own, moved = net.state_dict(), state
+    if isinstance(net, Discriminator):
+        shift = _blocks_of(own) - _blocks_of(state)
+        if shift: moved = _shifted(state, shift)
+    wrong = [key for key, v in moved.items() if key not in own or own[key].shape != v.shape]
+    if wrong:
+        raise UserError(f'the network to start from does not fit: {wrong[0]} and {len(wrong)-1} more differ; '
+                        'it must be at most as large, with the same channels at the sizes both have')
+    fresh = {key: v for key, v in own.items() if key not in moved}
+    for key, v in fresh.items():
+        if re.fullmatch(r'to_rgbs\.\d+\.conv\.weight', key): fresh[key] = torch.zeros_like(v)
     net.load_state_dict({**moved, **fresh})
