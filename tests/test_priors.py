@@ -16,7 +16,7 @@ from torch import nn
 from scenimefy import priors as P
 from scenimefy import teachers as T
 from scenimefy.core import SettingsError, UserError, to_array
-from scenimefy.weights import WeightsError, sha256_of
+from scenimefy.weights import WeightsError, find_weights
 from scenimefy.world import CLASSES, HELD_OUT, captions, render, scenes
 
 
@@ -254,7 +254,7 @@ FILES = {'clip': P.load_clip, 'segmenter': P.load_segmenter}
 @pytest.mark.parametrize('name', FILES)
 def test_bundled_file(name):
     "Half precision on disk, single in memory, and it says how it was made and how good it is."
-    path = P.bundled(name)
+    path = find_weights('tiny', name)
     assert path.stat().st_size < 2_500_000
     tensors, net = load_file(path), FILES[name]('tiny').net
     assert all(t.dtype == torch.float16 for t in tensors.values()) and tensors.keys() == dict(net.named_parameters()).keys()
@@ -268,7 +268,7 @@ def test_bundled_file(name):
 
 @pytest.mark.parametrize('name', FILES)
 def test_damaged_files_are_refused(name, tmp_path):
-    path, bad = P.bundled(name), tmp_path/'bad.safetensors'
+    path, bad = find_weights('tiny', name), tmp_path/'bad.safetensors'
     good = load_file(path)
     key = sorted(good)[3]
     def refused(text):
@@ -280,7 +280,7 @@ def test_damaged_files_are_refused(name, tmp_path):
     save_file({**good, key: torch.zeros(3, 5, 7)}, bad); refused(r'shape \(3, 5, 7\)')
     save_file({**good, key: torch.full_like(good[key], float('nan'))}, bad); refused('NaN or infinity')
     other = next(n for n in FILES if n != name)
-    with pytest.raises(WeightsError, match='another network'): FILES[name](str(P.bundled(other)))
+    with pytest.raises(WeightsError, match='another network'): FILES[name](str(find_weights('tiny', other)))
     with pytest.raises(WeightsError, match='no such file'): FILES[name](str(tmp_path/'none.safetensors'))
 
 
@@ -303,49 +303,25 @@ def test_loading_leaves_the_callers_random_numbers():
     assert torch.equal(torch.rand(2), want)
 
 
-# ---- the web, from here: addresses that begin with file: ----
+# ---- the real ones (their download is tested in test_weights.py) ----
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     was = torch.hub.get_dir()
     torch.hub.set_dir(str(tmp_path/'hub'))
-    monkeypatch.delenv('SCENIMEFY_OFFLINE', raising=False)
     yield tmp_path
     torch.hub.set_dir(was)
-
-
-def test_from_web(hub, monkeypatch):
-    source = hub/'w.bin'
-    source.write_bytes(b'weights')
-    url, digest = source.as_uri(), sha256_of(source)
-    with pytest.raises(WeightsError, match='cannot fetch'): P.from_web(url, '0'*64)          # altered on the way
-    path = hub/'hub'/'checkpoints'/'w.bin'
-    assert not path.exists()
-    assert P.from_web(url, digest) == path and path.read_bytes() == b'weights'
-    source.unlink()
-    assert P.from_web(url, digest[:8]) == path                                               # the cache answers
-    path.write_bytes(b'another')
-    with pytest.raises(WeightsError, match='delete it and run again'): P.from_web(url, digest)
-    path.unlink()
-    with pytest.raises(WeightsError, match='put it at'): P.from_web(url, digest)             # gone
-    monkeypatch.setenv('SCENIMEFY_OFFLINE', '1')
-    with pytest.raises(WeightsError, match='SCENIMEFY_OFFLINE is set.*by hand'): P.from_web(url, digest)
 
 
 def test_offline_loaders_say_what_to_get(hub, monkeypatch):
     monkeypatch.setenv('SCENIMEFY_OFFLINE', '1')
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    for call, text in ((lambda: P.load_clip('vit-b-32'), 'ViT-B-32.pt'), (lambda: P.load_perceptual('vgg19'), 'vgg19-dcbb9e9d.pth'),
-                       (lambda: P.load_perceptual('lpips'), 'vgg16-397923af.pth'), (lambda: P.load_segmenter('mask2former'), 'hf download')):
+    for call, text in ((lambda: P.load_clip('vit-b-32'), 'ViT-B-32.pt'),
+                       (lambda: P.load_perceptual('vgg19'), 'vgg19-dcbb9e9d.pth'),
+                       (lambda: P.load_perceptual('lpips'), 'vgg16-397923af.pth'),
+                       (lambda: P.load_segmenter('mask2former'), 'hf download')):
         with pytest.raises(WeightsError, match=text): call()
     with pytest.raises(UserError, match='tiny, vgg19, lpips'): P.load_perceptual('vgg')
-
-
-@pytest.mark.parametrize('value, off', [(None, False), ('', False), ('0', False), ('1', True), ('yes', True)])
-def test_zero_is_online(monkeypatch, value, off):
-    if value is None: monkeypatch.delenv('SCENIMEFY_OFFLINE', raising=False)
-    else: monkeypatch.setenv('SCENIMEFY_OFFLINE', value)
-    assert P.offline() is off
 
 
 def test_openai_archive(tmp_path):
@@ -374,7 +350,7 @@ def test_vgg_file(tmp_path, monkeypatch):
     path = tmp_path/'v.pth'
     small = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3))
     monkeypatch.setattr(P, 'vgg19_features', small)
-    monkeypatch.setattr(P, 'from_web', lambda *_: path)
+    monkeypatch.setattr(P, 'fetch', lambda name: {'vgg19': path}[name])
     tensors = {f'features.{k}': v for k, v in small().state_dict().items()}
     torch.save({**tensors, 'classifier.0.weight': torch.zeros(2, 2)}, path, _use_new_zipfile_serialization=False)
     assert torch.equal(P.vgg19().net[0].weight, tensors['features.0.weight'])

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from scenimefy import weights as W
-from scenimefy.stylize import save_translator, stylize
-from scenimefy.translator import ResnetGenerator
+from scenimefy.stylize import stylize
+from scenimefy.translator import ResnetGenerator, save_translator
 from scenimefy.weights import REGISTRY, Remote, WeightsError, fetch, find_weights, read_weights
 
 
@@ -166,6 +166,23 @@ def test_unusable_home(server, tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match='SCENIMEFY_HOME'): fetch('toy', tmp_path/'file'/'deeper')
 
 
+def test_a_file_that_is_here_is_only_read(server, home, monkeypatch):
+    "The cache of a class room may not be ours to write to: no lock, no record."
+    home.mkdir()
+    (home/'toy.bin').write_bytes(server.data)
+    def refuse(*args): raise PermissionError(errno.EACCES, 'Permission denied')
+    monkeypatch.setattr(W, 'FileLock', refuse)
+    assert fetch('toy').read_bytes() == server.data and names(home) == {'toy.bin'} and not server.asked
+    (home/'toy.bin').unlink()
+    with pytest.raises(WeightsError, match='set SCENIMEFY_HOME'): fetch('toy')
+
+
+@pytest.mark.parametrize('value, off', [(None, False), ('', False), ('0', False), ('1', True), ('yes', True)])
+def test_zero_is_online(monkeypatch, value, off):
+    if value is not None: monkeypatch.setenv('SCENIMEFY_OFFLINE', value)
+    assert W.offline() is off
+
+
 @pytest.mark.parametrize('value', ['', '0'])
 def test_offline_zero_means_online(server, home, monkeypatch, value):
     monkeypatch.setenv('SCENIMEFY_OFFLINE', value)
@@ -177,6 +194,47 @@ def test_a_full_disk_or_quota_is_said(server, home, monkeypatch, code):
     def full(*a, **k): raise OSError(code, 'no room')
     monkeypatch.setattr(W, '_open_url', full)
     with pytest.raises(WeightsError, match='the disk is full; free 300,000 bytes'): fetch('toy')
+
+
+# ---- files that other programs look for, too, and of whose hash only the beginning is published
+
+@pytest.fixture
+def hub(server, tmp_path, monkeypatch):
+    "The registry's toy, of unknown size and with eight digits, belongs into torch's cache."
+    was = torch.hub.get_dir()
+    torch.hub.set_dir(str(tmp_path/'hub'))
+    digits = hashlib.sha256(server.data).hexdigest()[:8]
+    monkeypatch.setitem(REGISTRY, 'toy', Remote(REGISTRY['toy'].url, 0, digits, 'toy license', shared=True))
+    yield tmp_path/'hub'/'checkpoints'
+    torch.hub.set_dir(was)
+
+
+def test_shared_files_stay_where_others_look(server, hub, home, monkeypatch):
+    path = fetch('toy')
+    assert path == hub/'toy.bin' == W.kept_at('toy') and path.read_bytes() == server.data
+    assert names(hub) == {'toy.bin'} and not home.exists()                # eight digits are promised: no record of ours
+    assert fetch('toy') == path and len(server.asked) == 1                # the cache answers
+    path.write_bytes(b'another')
+    with pytest.raises(WeightsError, match='begins with .*Delete it and run again'): fetch('toy')
+    path.unlink()
+    monkeypatch.setenv('SCENIMEFY_OFFLINE', '1')
+    with pytest.raises(WeightsError, match='SCENIMEFY_OFFLINE is set.*by hand.*toy.bin'): fetch('toy')
+
+
+@pytest.mark.parametrize('digits', [8, 64])
+def test_a_shared_file_altered_on_the_way(server, hub, monkeypatch, digits):
+    whole = hashlib.sha256(server.data).hexdigest()
+    monkeypatch.setitem(REGISTRY, 'toy', Remote(REGISTRY['toy'].url, 0, whole[:digits], '', shared=True))
+    data, server.data = server.data, server.data[:-1] + b'!'
+    with pytest.raises(WeightsError, match='altered'): fetch('toy')
+    assert not (hub/'toy.bin').exists()
+    server.data, server.cut = data, 100_000
+    assert fetch('toy').read_bytes() == data and server.asked[-1] == 'bytes=100000-'
+
+
+def test_nobody_has_a_cache(hub, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: '~/.cache/torch/hub')      # as torch says it without a home
+    with pytest.raises(WeightsError, match='TORCH_HOME'): fetch('toy')
 
 
 # ---- files whose size and hash nobody told us
@@ -285,7 +343,9 @@ def test_two_programs_in_one_file(tmp_path):
 
 
 def test_names_belong_to_a_kind():
-    assert find_weights('tiny').name == 'tiny.safetensors' and W.BUNDLED['stylegan']['tiny'] == 'stylegan.safetensors'
+    files = dict(translator='tiny', stylegan='stylegan', clip='clip', segmenter='segmenter')
+    assert {kind: find_weights('tiny', kind).stem for kind in W.BUNDLED} == files
+    assert find_weights('tiny', 'clip').parent == W.PACKAGE
     with pytest.MonkeyPatch.context() as m:
         m.setitem(W.BUNDLED['stylegan'], 'lost', 'lost.safetensors')
         with pytest.raises(WeightsError, match='install scenimefy again'): find_weights('lost', 'stylegan')
@@ -301,3 +361,15 @@ def test_registry_entry():
     r = REGISTRY['shinkai']
     assert r.url.startswith('https://') and r.file == 'Shinkai_net_G.pth' and r.size == 45_570_633 and len(r.sha256) == 64
     assert 'non-commercial' in r.license
+
+
+def test_registry_entries_of_the_judges():
+    "CLIP's file is a program, which is opened after all 64 digits were compared; torchvision publishes eight."
+    digits = {'vit-b-32': 64, 'inception': 64, 'vgg19': 8, 'vgg16': 8, 'raft-small': 8}
+    kinds = {'vit-b-32': 'clip', 'inception': 'features', 'vgg19': 'perceptual', 'vgg16': 'perceptual', 'raft-small': 'flow'}
+    assert set(digits) == {name for name, r in REGISTRY.items() if r.shared}
+    for name, number in digits.items():
+        r = REGISTRY[name]
+        assert r.url.startswith('https://') and r.kind == kinds[name] and len(r.sha256) == number, name
+        assert r.sha256[:8] in r.url                                      # their makers name the digits in the address
+    assert all(r.sha256.isalnum() and r.sha256 == r.sha256.lower() for r in REGISTRY.values() if r.sha256)
