@@ -25,9 +25,8 @@ from .selection import SelectSettings, StyleganPairs, make_pairs, score_pairs
 from .semisup import SemisupSettings, train
 from .runs import History
 from .stylegan import PretrainSettings, load_stylegan, pretrain, read_stylegan, save_stylegan
-from .stylize import load_translator
 from .teachers import ClipSettings, SegmenterSettings, train_clip, train_segmenter
-from .translator import save_translator
+from .translator import load_translator, save_translator
 from .world import HELD_OUT, is_daytime, render, scenes, write_world
 
 # %% ../nbs/14_bake.ipynb #exp-kitchen

@@ -138,8 +138,8 @@ def fresh(make):
 # %% ../nbs/05_priors.ipynb #exp-load-clip
 def load_clip(name:str='tiny', # 'tiny' (weights/clip.safetensors), 'vit-b-32', or a file of `train_clip`
               device='cpu'     # 'auto', 'cpu', 'cuda', …
-             ) -> Clip:        # (B,3,H,W) in [-1,1] to unit rows: (B,64) for the tiny one, (B,512) for the real
-    "A frozen CLIP (Radford et al., 2021); `WeightsError` if its file is missing, damaged, or another network's."
+             ) -> Clip:  # (B,3,H,W) in [-1,1] to unit rows: (B,64) for the tiny one, (B,512) for the real
+    "A frozen CLIP (Radford et al., 2021); `WeightsError` if its file is missing, damaged or another's."
     if name == 'vit-b-32': clip = vit_b32()
     else: clip = Clip(fill_from(fresh(tiny_clip_net), find_weights(name, 'clip')), 64, tokenize)
     return clip.to(pick_device(str(device)))
@@ -235,15 +235,17 @@ def tiny_segmenter_net() -> nn.Module:
 def load_segmenter(name:str='tiny', # 'tiny' (weights/segmenter.safetensors), 'mask2former', or a file
                                     # that `train_segmenter` wrote
                    device='cpu'     # 'auto', 'cpu', 'cuda', …
-                  ) -> Segmenter:   # (B,3,H,W) in [-1,1], sides multiples of 32, to class logits (B,Q,K+1) and
-                                    # mask logits (B,Q,h,w); Q=10, K=7 for the tiny one, 100 and 150 for the real
+                  ) -> Segmenter:  # (B,3,H,W) in [-1,1], sides multiples of 32, to class logits (B,Q,K+1) and
+                                    # mask logits (B,Q,h,w); Q=10, K=7 for the tiny one, else 100 and 150
     "A frozen Mask2Former (Cheng et al., 2022); `WeightsError` if its file is missing, damaged, or another's."
     if name == 'mask2former': segmenter = mask2former()
-    else: segmenter = Segmenter(fill_from(fresh(tiny_segmenter_net), find_weights(name, 'segmenter')), CLASSES)
+    else:
+        path = find_weights(name, 'segmenter')
+        segmenter = Segmenter(fill_from(fresh(tiny_segmenter_net), path), CLASSES)
     return segmenter.to(pick_device(str(device)))
 
 # %% ../nbs/05_priors.ipynb #exp-fetch
-# to go with the evaluation's move to names: `find_weights('tiny', 'clip')`, `fetch('inception')`, `fetch('raft-small')`
+# until the evaluation says `find_weights('tiny', 'clip')`, `fetch('inception')` and `fetch('raft-small')`
 def bundled(name:str) -> Path: return PACKAGE/f'{name}.safetensors'
 
 def from_web(url:str, digest:str) -> Path:
@@ -318,16 +320,17 @@ def mask2former() -> Segmenter:
     make = Mask2FormerForUniversalSegmentation.from_pretrained
     try: net, info = make(ADE20K, output_loading_info=True, **how)
     except (OSError, ValueError) as e: raise WeightsError(f'{advice}. It says: {e}') from None
-    wrong = []       # transformers itself leaves out what it declares harmless: index tables of older Swin files
-    for what in ('missing', 'mismatched', 'unexpected'): wrong += [f'{k} is {what}' for k in info[f'{what}_keys']]
+    wrong = []  # transformers itself leaves out what it declares harmless: index tables of older Swin files
+    for what in ('missing', 'mismatched', 'unexpected'):
+        wrong += [f'{k} is {what}' for k in info[f'{what}_keys']]
     if wrong or net.config.num_labels != 150:
         raise WeightsError(f'{ADE20K}: {len(wrong)} tensors do not fit ({", ".join(wrong[:2])}), '
                            f'{net.config.num_labels} classes; {advice}')
     return Segmenter(net, [net.config.id2label[k] for k in range(150)])
 
 # %% ../nbs/05_priors.ipynb #exp-check
-def _hold(name, found):
-    "Print what holds of the judge `name`; `WeightsError` at the first thing that does not. found: {words: truth}"
+def _hold(name, found): # {words: truth}
+    "Print what holds of the judge `name`; `WeightsError` at the first thing that does not."
     for what, truth in found.items():
         if not truth:
             raise WeightsError(f'{name} was loaded, but this does not hold: {what}; delete its file '
@@ -338,14 +341,16 @@ def _check_clip(name, x, device):
     clip, width, texts = load_clip(name, device), 512, ['a landscape', 'a page of text']
     if name == 'tiny': width, texts = 64, captions([HELD_OUT, HELD_OUT + 1])
     e, t = clip(x[:1]), clip.text(texts)
-    _hold(name, {f'{width} numbers for a picture and for a text': e.shape == (1, width) and t.shape == (2, width),
-                 f'a drawn photo is nearer to "{texts[0]}" than to "{texts[1]}"': (e @ t[0] > e @ t[1]).all()})
+    sizes = e.shape == (1, width) and t.shape == (2, width)
+    _hold(name, {f'{width} numbers for a picture and for a text': sizes,
+                 f'a drawn photo is nearer to "{texts[0]}" than to "{texts[1]}"': e @ t[0] > e @ t[1]})
 
 def _check_perceptual(name, x, device):
     distance = load_perceptual(name, device)
     paler, other = distance(x, .95*x), distance(x, x.flip(0))
+    nearer = (0 < paler) & (paler < other)
     _hold(name, {'equal pictures are 0 apart': (distance(x, x) == 0).all(),
-                 'a slightly paler picture is nearer than another one': ((0 < paler) & (paler < other)).all()})
+                 'a slightly paler picture is nearer than another one': nearer.all()})
 
 def _check_segmenter(name, device):
     size, number, sky = (64, 7, 0) if name == 'tiny' else (256, 150, 2)

@@ -359,8 +359,8 @@ def fetch(name:str,      # a name in `REGISTRY`
         if remote.sha256 and target.exists(): _check(name, target)
         else: _obtain(name, target)
     except OSError as e:
-        home = 'TORCH_HOME' if remote.shared else 'SCENIMEFY_HOME'
-        raise WeightsError(f'{target.parent}: cannot keep weights here ({e.strerror or e}); set {home}') from None
+        home, why = 'TORCH_HOME' if remote.shared else 'SCENIMEFY_HOME', e.strerror or e
+        raise WeightsError(f'{target.parent}: cannot keep weights here ({why}); set {home}') from None
     return target
 
 # %% ../nbs/02c_weights.ipynb #exp-find

@@ -17,8 +17,7 @@ from scenimefy.runs import Stopped, read_history
 from scenimefy.selection import Selected, SelectSettings
 from scenimefy.semisup import SemisupSettings
 from scenimefy.stylegan import Discriminator, Generator, PretrainSettings, save_stylegan
-from scenimefy.stylize import load_translator, save_translator
-from scenimefy.translator import ResnetGenerator
+from scenimefy.translator import ResnetGenerator, load_translator, save_translator
 
 PROGRAM = [sys.executable, '-c', 'from scenimefy.cli import main; main()']
 SMALL = ('--preset tiny --size 16 --load-size 16 --batch 1 --ngf 4 --ndf 4 --n-blocks 5 --n-layers 1 --head-dim 8 '

@@ -65,7 +65,8 @@ def test_exif_nonsense_and_metadata(tmp_path):
     ('RGBA.tif', picture().convert('RGBA')), ('CMYK.tif', picture().convert('CMYK')),
     ('CMYK.jpg', picture().convert('CMYK')), ('YCbCr.tif', picture().convert('YCbCr')), ('LAB.tif', picture().convert('LAB'))])
 def test_modes_look_like_the_picture(tmp_path, name, im):
-    if name == 'YCbCr.tif' and PIL.__version__ < '11': pytest.skip('older Pillow cannot read its own YCbCr TIFF')
+    if name == 'YCbCr.tif' and PIL.__version__ < '11':
+        pytest.skip('older Pillow cannot read its own YCbCr TIFF')
     path = save(im, tmp_path/name)
     opaque = arr(im.convert('RGB'))
     for alpha in (False, True):
@@ -113,7 +114,8 @@ def test_a_lamp_does_not_turn_a_float_picture_black(tmp_path):
     levels = np.full((10, 20), .5, dtype=np.float32)
     levels[0, :4] = 9
     Image.fromarray(levels).save(tmp_path/'lamp.tif')
-    with pytest.warns(UserWarning, match='levels reach 9; we take 1 for white'): out = arr(read_image(tmp_path/'lamp.tif'))[..., 0]
+    with pytest.warns(UserWarning, match='levels reach 9; we take 1 for white'):
+        out = arr(read_image(tmp_path/'lamp.tif'))[..., 0]
     assert out[0, 0] == 255 and out[1, 0] == 128
     stars = np.zeros((10, 20), dtype=np.float32)
     stars[::2] = 40
@@ -137,7 +139,8 @@ def test_transparency_of_every_kind(tmp_path):
         assert flat.mode == 'RGB' and kept.mode == 'RGBA', name
         assert flat.getpixel((0, 0)) == red and flat.getpixel((1, 0)) == (255, 255, 255), name
         assert kept.getpixel((0, 0)) == (*red, 255) and kept.getpixel((1, 0))[3] == 0, name
-    gray = Image.fromarray(np.array([[10, 200]], dtype=np.uint8)); gray.save(tmp_path/'gray.png', transparency=200)
+    gray = Image.fromarray(np.array([[10, 200]], dtype=np.uint8))
+    gray.save(tmp_path/'gray.png', transparency=200)
     assert arr(read_image(tmp_path/'gray.png'))[0, :, 0].tolist() == [10, 255]
     half = Image.new('RGBA', (1, 1), (0, 0, 0, 128)); half.save(tmp_path/'half.png')
     assert abs(read_image(tmp_path/'half.png').getpixel((0, 0))[0] - 127) <= 1
@@ -221,7 +224,8 @@ def test_any_damage_gives_a_picture_or_an_image_error(tmp_path):
         whole = encoded(picture(), fmt)
         for _ in range(60):
             b = bytearray(whole)
-            for _ in range(rnd.choice((1, 3, 10))): b[rnd.randrange(min(len(b), 200) if rnd.random() < .7 else len(b))] = rnd.randrange(256)
+            for _ in range(rnd.choice((1, 3, 10))):
+                b[rnd.randrange(min(len(b), 200) if rnd.random() < .7 else len(b))] = rnd.randrange(256)
             (tmp_path/'x').write_bytes(b[:rnd.choice((len(b), len(b), rnd.randrange(1, len(b))))])
             try: out = read_image(tmp_path/'x', max_pixels=10_000_000); outcomes.append(True); assert out.mode == 'RGB'
             except ImageError as e: outcomes.append(False); assert e.reason and '\n' not in str(e)
@@ -272,13 +276,17 @@ def test_jpeg_without_its_end_marker(tmp_path):
 
 def test_only_the_first_frame_is_said(tmp_path):
     a, b = picture(), picture().rotate(90)
-    a.save(tmp_path/'x.gif', save_all=True, append_images=[b, a]); a.save(tmp_path/'x.tif', save_all=True, append_images=[b])
-    a.save(tmp_path/'x.mpo', save_all=True, append_images=[b]); a.save(tmp_path/'x.webp', save_all=True, append_images=[b])
+    a.save(tmp_path/'x.gif', save_all=True, append_images=[b, a])
+    a.save(tmp_path/'x.tif', save_all=True, append_images=[b])
+    a.save(tmp_path/'x.mpo', save_all=True, append_images=[b])
+    a.save(tmp_path/'x.webp', save_all=True, append_images=[b])
     for name, frames in (('x.gif', 3), ('x.tif', 2), ('x.webp', 2)):
-        with pytest.warns(UserWarning, match=f'{name}: it holds {frames} frames or pages, and only the first'): read_image(tmp_path/name)
+        with pytest.warns(UserWarning, match=f'{name}: it holds {frames} frames or pages, and only the first'):
+            read_image(tmp_path/name)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        assert read_image(tmp_path/'x.mpo').size == a.size               # the second picture of an MPO is an aid of the camera
+        # the second picture of an MPO is an aid of the camera
+        assert read_image(tmp_path/'x.mpo').size == a.size
 
 
 def test_large_metadata_of_a_png(tmp_path):
@@ -290,7 +298,8 @@ def test_large_metadata_of_a_png(tmp_path):
     info = PngImagePlugin.PngInfo()
     info.add_itxt('bomb', 'y'*70_000_000, zip=True)
     picture().save(tmp_path/'bomb.png', pnginfo=info)
-    with pytest.raises(ImageError, match='metadata unpack to more than 64 MiB'): read_image(tmp_path/'bomb.png')
+    with pytest.raises(ImageError, match='metadata unpack to more than 64 MiB'):
+        read_image(tmp_path/'bomb.png')
     assert (PngImagePlugin.MAX_TEXT_CHUNK, Image.MAX_IMAGE_PIXELS) == before
 
 
@@ -301,7 +310,8 @@ def test_a_float_tiff_of_three_channels_is_refused_as_what_it_is(tmp_path):
             (278, 4, 1, h), (279, 4, 1, len(numbers)), (339, 3, 3, at + 6)]
     (tmp_path/'x.tif').write_bytes(b'II*\0\x08\0\0\0' + struct.pack('<H', 10) + b''.join(struct.pack('<HHII', *t) for t in tags)
                                    + bytes(4) + struct.pack('<6H', 32, 32, 32, 3, 3, 3) + numbers)
-    with pytest.raises(ImageError, match='3 × 32-bit float numbers a pixel.*8 or 16 bits'): read_image(tmp_path/'x.tif')
+    with pytest.raises(ImageError, match='3 × 32-bit float numbers a pixel.*8 or 16 bits'):
+        read_image(tmp_path/'x.tif')
 
 
 def test_only_allowed_formats(tmp_path):
@@ -350,7 +360,7 @@ def test_bombs_are_refused_quietly_and_early(tmp_path, monkeypatch):
     monkeypatch.setattr(data, 'MAX_PIXELS', 383)
     with pytest.raises(ImageError): read_image(path)
     path.write_bytes(png_claiming(100_000, 100_000))
-    path.write_bytes(png_claiming(14000, 14000))                          # above Pillow's own limit: ours alone decides
+    path.write_bytes(png_claiming(14000, 14000))  # above Pillow's own limit: ours alone decides
     with pytest.raises(ImageError, match='ends early'): read_image(path, max_pixels=10**9)
     assert Image.MAX_IMAGE_PIXELS == 89_478_485
 
@@ -368,17 +378,22 @@ def test_find_images(tmp_path):
     names = ['a10.PNG', 'a9.jpg', 'A1.Jpeg', 'sub/b2.webp', 'sub/b11.gif', 'sub/deep/er/c.tiff', 'd.bmp', 'e.ppm', 'x.heic', 'raw.NEF']
     junk = ['.hidden.png', '._a9.jpg', '.git/x.png', '__MACOSX/a9.jpg', 'notes.txt', 'png', 'sub/._b2.webp']
     for n in names+junk: (tmp_path/n).parent.mkdir(parents=True, exist_ok=True); (tmp_path/n).touch()
-    os.symlink(tmp_path, tmp_path/'sub'/'loop'); os.symlink(tmp_path/'d.bmp', tmp_path/'link.png'); os.symlink('gone', tmp_path/'gone.png')
+    os.symlink(tmp_path, tmp_path/'sub'/'loop')
+    os.symlink(tmp_path/'d.bmp', tmp_path/'link.png')
+    os.symlink('gone', tmp_path/'gone.png')
     found = [p.relative_to(tmp_path).as_posix() for p in find_images(tmp_path)]
     assert sorted(found) == sorted(names + ['link.png', 'gone.png'])
-    assert found.index('a9.jpg') < found.index('a10.PNG') and found.index('sub/b2.webp') < found.index('sub/b11.gif')
-    assert found[0] == 'A1.Jpeg' and found == [p.relative_to(tmp_path).as_posix() for p in find_images(str(tmp_path))]
+    assert found.index('a9.jpg') < found.index('a10.PNG')
+    assert found.index('sub/b2.webp') < found.index('sub/b11.gif')
+    assert found[0] == 'A1.Jpeg'
+    assert found == [p.relative_to(tmp_path).as_posix() for p in find_images(str(tmp_path))]
     os.symlink(tmp_path/'sub', tmp_path/'named')
     assert find_images(tmp_path/'named')                      # a link that you name yourself is followed
 
 
 def test_linked_folders_are_read_once(tmp_path):
-    for name in ('photos/own.jpg', 'store/linked.jpg'): (tmp_path/name).parent.mkdir(exist_ok=True); picture().save(tmp_path/name)
+    for name in ('photos/own.jpg', 'store/linked.jpg'):
+        (tmp_path/name).parent.mkdir(exist_ok=True); picture().save(tmp_path/name)
     os.symlink('../store', tmp_path/'photos'/'more'); os.symlink('..', tmp_path/'store'/'up')
     found = [p.relative_to(tmp_path).as_posix() for p in find_images(tmp_path/'photos')]
     assert sorted(found) == ['photos/more/linked.jpg', 'photos/own.jpg']
@@ -444,7 +459,8 @@ def test_a_program_ends_though_its_readers_live(tmp_path):
 def test_find_images_lists(tmp_path):
     (tmp_path/'f').mkdir(); (tmp_path/'f'/'1.png').touch(); (tmp_path/'odd.txt').touch()
     asked = [tmp_path/'odd.txt', tmp_path/'f', tmp_path/'f'/'..'/'f'/'1.png', tmp_path/'missing.png']
-    assert find_images(asked) == [tmp_path/'odd.txt', tmp_path/'f'/'1.png', tmp_path/'missing.png']  # reading says why
+    # reading says why
+    assert find_images(asked) == [tmp_path/'odd.txt', tmp_path/'f'/'1.png', tmp_path/'missing.png']
     assert find_images(tmp_path/'odd.txt') == [tmp_path/'odd.txt']
     with pytest.raises(ImageError, match='no such file or folder'): find_images(tmp_path/'missing')
     (tmp_path/'empty').mkdir()
@@ -485,7 +501,8 @@ def domains(tmp_path_factory):
         for i in range(n): picture(20, 14, seed=i + 7*(side == 'B')).save(root/side/f'{i}.png')
     for side in ('trainA', 'trainB'):
         (root/'pairs'/side/'film').mkdir(parents=True)
-        for i in range(4): picture(16, 16, seed=i).save(root/'pairs'/side/'film'/f'{i}.{"png" if side == "trainA" else "bmp"}')
+        for i in range(4):
+            picture(16, 16, seed=i).save(root/'pairs'/side/'film'/f'{i}.{"png" if side == "trainA" else "bmp"}')
     return root
 
 
@@ -509,7 +526,7 @@ def test_unpaired_is_a_function_of_seed_and_position(domains):
 def test_unpaired_statistics(domains):
     s = UnpairedSet(domains/'A', domains/'B', 8, seed=0)
     files = [s.files(p) for p in range(300)]
-    for i in range(0, 300, 5): assert len({f[0] for f in files[i:i+5]}) == 5          # all photos in each pass
+    for i in range(0, 300, 5): assert len({f[0] for f in files[i:i+5]}) == 5  # all photos in each pass
     counts = [sum(f[1].stem == str(i) for f in files) for i in range(3)]
     assert all(70 < c < 130 for c in counts)                                          # anime: uniform
     assert any(len({f[1] for f in files[i:i+3]}) < 3 for i in range(0, 300, 3))       # … with replacement
@@ -520,11 +537,11 @@ def test_unpaired_statistics(domains):
 
 def test_the_dice_of_both_sides_are_independent(tmp_path):
     "Window, mirror and choice of the anime tell nothing about the photo's: agreements are as rare as chance makes them."
-    n, side, size = 400, 12, 8                                   # five places for a window, and five anime pictures
+    n, side, size = 400, 12, 8  # five places for a window, and five anime pictures
     row, column = np.mgrid[:side, :side]*20
     for name, pictures in (('photos', 1), ('anime', 5)):
         (tmp_path/name).mkdir()
-        for i in range(pictures):                                # a pixel says where it is, and in which picture
+        for i in range(pictures):  # a pixel says where it is, and in which picture
             Image.fromarray(np.stack([column, row, 0*row + 50*i], 2).astype(np.uint8)).save(tmp_path/name/f'{i}.png')
     s = UnpairedSet(tmp_path/'photos', tmp_path/'anime', size, side, seed=1)
     def dice(x):                                                 # left, top, mirrored, picture
@@ -535,7 +552,7 @@ def test_the_dice_of_both_sides_are_independent(tmp_path):
     photo, anime = (np.array([dice(s[p][k]) for p in range(n)]) for k in (0, 1))
     for d in (photo[:, 0], photo[:, 1], anime[:, 0], anime[:, 1], anime[:, 3]):
         assert (abs(np.bincount(d, minlength=5)/n - 1/5) < .08).all()
-    for mine in (photo[:, 0], photo[:, 1]):                      # of two dice with five sides, one in five throws is equal
+    for mine in (photo[:, 0], photo[:, 1]):  # of two dice with five sides, one in five throws is equal
         for other in (anime[:, 0], anime[:, 1], anime[:, 3]):
             for shift in range(5): assert abs(((mine + shift) % 5 == other).mean() - 1/5) < .08
     assert abs((photo[:, 2] == anime[:, 2]).mean() - 1/2) < .1
@@ -547,8 +564,10 @@ def test_one_folder(domains, tmp_path):
     shuffled = {p: again[p] for p in order}
     assert all(same(s[p], shuffled[p]) for p in range(20)) and s.files(7) == again.files(7)
     assert not all(same(s[p], ImageSet(domains/'A', 8, seed=4)[p]) for p in range(5))
-    for i in range(0, 20, 5): assert len({s.files(p) for p in range(i, i+5)}) == 5       # all pictures in each pass
-    assert len(s) == 5 and s.names == ('photos',) and ImageSet(domains/'B', 8, name='anime').names == ('anime',)
+    # all pictures in each pass
+    for i in range(0, 20, 5): assert len({s.files(p) for p in range(i, i+5)}) == 5
+    assert len(s) == 5 and s.names == ('photos',)
+    assert ImageSet(domains/'B', 8, name='anime').names == ('anime',)
     (tmp_path/'wide').mkdir()
     for i in range(3): picture(28, 14, seed=i).save(tmp_path/'wide'/f'{i}.png')
     w, turned = ImageSet(tmp_path/'wide', 8), 0
@@ -563,8 +582,10 @@ def test_one_folder(domains, tmp_path):
     assert {tuple(b[0].shape) for b in loader(s, 2, steps=3)} == {(2, 3, 8, 8)}
     with pytest.raises(IndexError): s[-1]
     bad = tmp_path/'bad'; bad.mkdir(); (bad/'0.png').write_bytes(b'gone'); picture().save(bad/'1.png')
-    with pytest.warns(UserWarning, match='left out'): assert [ImageSet(bad, 8).files(p)[0].name for p in range(4)] == ['1.png']*4
-    tall = tmp_path/'tall'; tall.mkdir(); picture(3, 40).save(tall/'a.png')              # smaller than the square: enlarged
+    with pytest.warns(UserWarning, match='left out'):
+        assert [ImageSet(bad, 8).files(p)[0].name for p in range(4)] == ['1.png']*4
+    # smaller than the square: enlarged
+    tall = tmp_path/'tall'; tall.mkdir(); picture(3, 40).save(tall/'a.png')
     assert ImageSet(tall, 8)[0][0].shape == (3, 8, 8)
 
 
@@ -605,9 +626,11 @@ def test_unreadable_files_in_training(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         fresh = PairedSet(tmp_path, 8, seed=0)
-        assert [fresh.files(p)[0].stem for p in reversed(range(12))] == used[::-1]   # any order, the same stand-in
+        # any order, the same stand-in
+        assert [fresh.files(p)[0].stem for p in reversed(range(12))] == used[::-1]
         for i in range(4): (tmp_path/'trainA'/f'{i}.png').write_text('gone')
-        with pytest.raises(ImageError, match='nothing here can be read, of 4'): loader(PairedSet(tmp_path, 8), 1, workers=2)
+        with pytest.raises(ImageError, match='nothing here can be read, of 4'):
+            loader(PairedSet(tmp_path, 8), 1, workers=2)
     many = tmp_path/'many'; many.mkdir()
     for i in range(30): (many/f'{i}.png').touch()
     picture().save(many/'99.png')
@@ -645,7 +668,8 @@ def test_workers_share_what_is_unreadable(domains, tmp_path, capfd):
     s = UnpairedSet(tmp_path, domains/'B', 8, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter('always')
-        warnings.showwarning = lambda message, *_, **__: os.write(2, f'{message}\n'.encode())  # past pytest's recorder
+        # past pytest's recorder
+        warnings.showwarning = lambda message, *_, **__: os.write(2, f'{message}\n'.encode())
         first = next(p for p in range(5) if s.shelves[0].rows[data.visited(p, 5, 0, 'photo')][0].name == '3.png')
         list(loader(s, 1, start=5 if first == 0 else 0, steps=20, workers=2))
     assert s.skipped == [tmp_path/'3.png']                 # found by a worker, known here

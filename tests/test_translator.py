@@ -26,7 +26,8 @@ class LiteralDown(nn.Module):
     def __init__(self, ch):
         super().__init__()
         self.register_buffer('filt', (torch.tensor([[1., 2, 1], [2, 4, 2], [1, 2, 1]])/16).repeat(ch, 1, 1, 1))
-    def forward(self, x): return F.conv2d(F.pad(x, (1,)*4, mode='reflect'), self.filt, stride=2, groups=x.shape[1])
+    def forward(self, x):
+        return F.conv2d(F.pad(x, (1,)*4, mode='reflect'), self.filt, stride=2, groups=x.shape[1])
 
 
 class LiteralUp(nn.Module):
@@ -64,7 +65,8 @@ def literal_generator(n, blocks):
 
 
 def literal_critic(n, in_ch):
-    def step(a, b): return LiteralDown(a), nn.Conv2d(a, b, 4, padding=1), nn.InstanceNorm2d(b), nn.LeakyReLU(.2)
+    def step(a, b):
+        return LiteralDown(a), nn.Conv2d(a, b, 4, padding=1), nn.InstanceNorm2d(b), nn.LeakyReLU(.2)
     return Literal(nn.Conv2d(in_ch, n, 4, padding=1), nn.LeakyReLU(.2), *step(n, 2*n), *step(2*n, 4*n),
                    *step(4*n, 8*n), nn.Conv2d(8*n, 1, 4, padding=1))
 
@@ -170,7 +172,8 @@ def test_min_side_is_the_true_minimum(make, channels):
     net = make()
     smallest = net.min_side
     assert net(torch.zeros(1, channels, smallest, smallest)).numel() > 0
-    with pytest.raises(ValueError, match=f'at least {smallest}'): net(torch.zeros(1, channels, smallest - 1, 64))
+    with pytest.raises(ValueError, match=f'at least {smallest}'):
+        net(torch.zeros(1, channels, smallest - 1, 64))
     net.min_side = 1
     with pytest.raises((RuntimeError, ValueError)): net(torch.zeros(1, channels, smallest - 1, smallest - 1))
 
@@ -181,9 +184,11 @@ def test_another_blur_is_refused(strict, key):
     net = ResnetGenerator(ngf=2, n_blocks=9)
     state = {k: v.clone() for k, v in net.state_dict().items()}
     for bad in (state[key].roll(1, -1), state[key]*float('nan')):
-        with pytest.raises(RuntimeError, match='not the blur'): net.load_state_dict({**state, key: bad}, strict=strict)
+        with pytest.raises(RuntimeError, match='not the blur'):
+            net.load_state_dict({**state, key: bad}, strict=strict)
     net.load_state_dict({k: v.half() for k, v in state.items()}, strict=True)  # half-precision files are fine
-    with pytest.raises(RuntimeError, match='Missing'): net.load_state_dict({k: v for k, v in state.items() if k != key})
+    with pytest.raises(RuntimeError, match='Missing'):
+        net.load_state_dict({k: v for k, v in state.items() if k != key})
 
 
 def test_size_rules():

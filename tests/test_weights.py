@@ -37,9 +37,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         s.asked.append(wish)
         if s.mode == '404': return self.send_error(404)
         if wish and s.mode == 'range' and int(wish[6:-1]) >= len(s.data):
-            self.send_response(416); self.send_header('Content-Range', f'bytes */{len(s.data)}'); return self.end_headers()
+            self.send_response(416)
+            self.send_header('Content-Range', f'bytes */{len(s.data)}')
+            return self.end_headers()
         if s.mode == 'leave':
-            self.send_response(302); self.send_header('Location', 'http://example.invalid/x'); return self.end_headers()
+            self.send_response(302)
+            self.send_header('Location', 'http://example.invalid/x')
+            return self.end_headers()
         if wish and s.mode != 'norange':
             start = int(wish[6:-1]); self.send_response(206)
             self.send_header('Content-Range', f'bytes {start}-{len(s.data)-1}/{len(s.data)}')
@@ -133,7 +137,7 @@ def test_offline_tells_what_to_do_by_hand(server, home, monkeypatch):
     assert remote.url in text and str(home/'toy.bin') in text and '300,000' in text and '\n' not in text
     monkeypatch.setenv('SCENIMEFY_OFFLINE', '1')
     with pytest.raises(WeightsError, match='SCENIMEFY_OFFLINE'): fetch('shinkai')
-    (home/'toy.bin').write_bytes(b'by hand, but wrong')                  # a file put there by hand is checked, too
+    (home/'toy.bin').write_bytes(b'by hand, but wrong')  # a file put there by hand is checked, too
     with pytest.raises(WeightsError, match='18 bytes'): fetch('toy')
     (home/'toy.bin').write_bytes(server.data)
     assert fetch('toy').read_bytes() == server.data
@@ -157,7 +161,8 @@ def test_weights_by_name(server, home, tmp_path, monkeypatch):
     server.data = (tmp_path/'g.safetensors').read_bytes()
     monkeypatch.setitem(REGISTRY, 'toy', Remote(REGISTRY['toy'].url, len(server.data), hashlib.sha256(server.data).hexdigest(), ''))
     im = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
-    for _ in range(2): assert np.array_equal(np.asarray(stylize(im, 'toy', 'cpu')), np.asarray(stylize(im, net)))
+    for _ in range(2):
+        assert np.array_equal(np.asarray(stylize(im, 'toy', 'cpu')), np.asarray(stylize(im, net)))
     assert len(server.asked) == 1
 
 
@@ -212,7 +217,7 @@ def hub(server, tmp_path, monkeypatch):
 def test_shared_files_stay_where_others_look(server, hub, home, monkeypatch):
     path = fetch('toy')
     assert path == hub/'toy.bin' == W.kept_at('toy') and path.read_bytes() == server.data
-    assert names(hub) == {'toy.bin'} and not home.exists()                # eight digits are promised: no record of ours
+    assert names(hub) == {'toy.bin'} and not home.exists()  # eight digits are promised: no record of ours
     assert fetch('toy') == path and len(server.asked) == 1                # the cache answers
     path.write_bytes(b'another')
     with pytest.raises(WeightsError, match='begins with .*Delete it and run again'): fetch('toy')
@@ -233,7 +238,7 @@ def test_a_shared_file_altered_on_the_way(server, hub, monkeypatch, digits):
 
 
 def test_nobody_has_a_cache(hub, monkeypatch):
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: '~/.cache/torch/hub')      # as torch says it without a home
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: '~/.cache/torch/hub')  # as torch says it without a home
     with pytest.raises(WeightsError, match='TORCH_HOME'): fetch('toy')
 
 
@@ -250,7 +255,8 @@ def unpinned(server, tmp_path, monkeypatch):
 def test_first_use_is_remembered(unpinned, home):
     path = fetch('toy')
     record = home/'toy.pt.sha256'
-    assert path.read_bytes() == unpinned.data and record.read_text() == hashlib.sha256(unpinned.data).hexdigest()
+    assert path.read_bytes() == unpinned.data
+    assert record.read_text() == hashlib.sha256(unpinned.data).hexdigest()
     assert fetch('toy') == path and find_weights('toy', 'stylegan') == path and len(unpinned.asked) == 1
     good = path.read_bytes()
     torch.save({'a': torch.randn(3)}, path)                              # another whole file, later
@@ -260,7 +266,7 @@ def test_first_use_is_remembered(unpinned, home):
     path.unlink(); unpinned.data = good[:90_000] + b'!' + good[90_001:]   # the server changes its mind
     with pytest.raises(WeightsError, match='first use'): fetch('toy')
     assert not path.exists()
-    record.write_text('')                                                # a record that a crash left empty is none
+    record.write_text('')  # a record that a crash left empty is none
     with pytest.raises(WeightsError, match='checksum'): fetch('toy')
     unpinned.data = good
     assert fetch('toy') == path and len(record.read_text()) == 64
@@ -269,7 +275,8 @@ def test_first_use_is_remembered(unpinned, home):
 def test_unpinned_download_goes_on_and_is_checked(unpinned, home):
     unpinned.cut = 100_000
     assert fetch('toy').read_bytes() == unpinned.data and unpinned.asked == [None, 'bytes=100000-']
-    (home/'toy.pt').rename(home/'toy.pt.part'); (home/'toy.pt.sha256').unlink()   # killed just before the rename
+    # killed just before the rename
+    (home/'toy.pt').rename(home/'toy.pt.part'); (home/'toy.pt.sha256').unlink()
     assert fetch('toy').read_bytes() == unpinned.data
     (home/'toy.pt').unlink(); (home/'toy.pt.sha256').unlink()
     (home/'toy.pt.part').write_bytes(b'x'*70_000)                        # another file's beginning
@@ -317,7 +324,8 @@ class Mine:
 def test_code_is_never_run(tmp_path, hide):
     torch.save(hide(Evil(tmp_path/'ran')), tmp_path/'x.pt')
     for beside in ((), [argparse.Namespace]):
-        with pytest.raises(WeightsError, match='refused without running it.*mkdir'): read_weights(tmp_path/'x.pt', beside)
+        with pytest.raises(WeightsError, match='refused without running it.*mkdir'):
+            read_weights(tmp_path/'x.pt', beside)
     assert not (tmp_path/'ran').exists()
     torch.load(tmp_path/'x.pt', weights_only=False)                      # the file does what we say it does
     assert (tmp_path/'ran').exists()
@@ -337,7 +345,8 @@ def test_exactly_the_named_class_is_let_in(tmp_path):
 
 def test_two_programs_in_one_file(tmp_path):
     torch.save({'a': torch.ones(2)}, tmp_path/'z.pth')
-    with zipfile.ZipFile(tmp_path/'z.pth', 'a') as z: z.writestr('other/data.pkl', pickle.dumps(Evil(tmp_path/'ran')))
+    with zipfile.ZipFile(tmp_path/'z.pth', 'a') as z:
+        z.writestr('other/data.pkl', pickle.dumps(Evil(tmp_path/'ran')))
     with pytest.raises(WeightsError, match='single'): read_weights(tmp_path/'z.pth')
     assert not (tmp_path/'ran').exists()
 
@@ -354,12 +363,14 @@ def test_names_belong_to_a_kind():
 
 
 def test_registry_entry():
-    for name in ('lhq', 'shinkai-stylegan'):                             # published without size or hash: we invent none
+    for name in ('lhq', 'shinkai-stylegan'):  # published without size or hash: we invent none
         r = REGISTRY[name]
-        assert r.url.startswith('https://') and r.file.endswith('.pt') and (r.size, r.sha256, r.kind) == (0, '', 'stylegan')
+        assert r.url.startswith('https://') and r.file.endswith('.pt')
+        assert (r.size, r.sha256, r.kind) == (0, '', 'stylegan')
         assert 'non-commercial' in r.license
     r = REGISTRY['shinkai']
-    assert r.url.startswith('https://') and r.file == 'Shinkai_net_G.pth' and r.size == 45_570_633 and len(r.sha256) == 64
+    assert r.url.startswith('https://') and r.file == 'Shinkai_net_G.pth' and r.size == 45_570_633
+    assert len(r.sha256) == 64
     assert 'non-commercial' in r.license
 
 
@@ -371,5 +382,5 @@ def test_registry_entries_of_the_judges():
     for name, number in digits.items():
         r = REGISTRY[name]
         assert r.url.startswith('https://') and r.kind == kinds[name] and len(r.sha256) == number, name
-        assert r.sha256[:8] in r.url                                      # their makers name the digits in the address
+        assert r.sha256[:8] in r.url  # their makers name the digits in the address
     assert all(r.sha256.isalnum() and r.sha256 == r.sha256.lower() for r in REGISTRY.values() if r.sha256)
