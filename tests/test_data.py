@@ -654,11 +654,11 @@ def test_loader_is_the_same_for_any_workers_and_start(domains):
     for workers, start in ((0, 0), (2, 0), (1, 3)):
         got = list(loader(s, 2, start=start, steps=8-start, workers=workers))
         assert len(got) == 8-start and all(torch.equal(g[0], w) for g, w in zip(got, want[start:])), (workers, start)
-    ours = [list(loader(s, 1, steps=8, rank=r, world=2)) for r in (0, 1)]
+    ours = [list(loader(s, 1, steps=8, rank=r, world_size=2)) for r in (0, 1)]
     assert all(torch.equal(torch.cat([a[0], b[0]]), w) for a, b, w in zip(*ours, want))
     assert torch.equal(state, torch.get_rng_state())
     assert len(loader(s, 2)) == 2 and len(loader(s, 99)) == 1 and list(loader(s, 2, steps=0)) == []
-    for bad in (dict(batch=0), dict(batch=1, start=-1), dict(batch=1, rank=2, world=2), dict(batch=1, workers=-1)):
+    for bad in (dict(batch=0), dict(batch=1, start=-1), dict(batch=1, rank=2, world_size=2), dict(batch=1, workers=-1)):
         with pytest.raises(SettingsError): loader(s, **bad)
 
 
