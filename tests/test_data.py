@@ -50,8 +50,15 @@ def test_exif_nonsense_and_metadata(tmp_path):
     for value in (0, 9, 77):
         tag = Image.Exif(); tag[0x0112] = value
         assert np.array_equal(arr(read_image(save(picture(), tmp_path/'a.png', exif=tag))), arr(picture()))
-    picture().save(tmp_path/'b.jpg', exif=b'Exif\0\0II*\0\xff\xff\xff\xff broken')
-    assert read_image(tmp_path/'b.jpg').size == (24, 16)
+    for broken in (b'II*\0\xff\xff\xff\xff broken', b'XX*\0 no such order of bytes', b'MM\0*\0\0'):
+        picture().save(tmp_path/'b.jpg', exif=b'Exif\0\0' + broken)
+        assert read_image(tmp_path/'b.jpg').size == (24, 16), broken
+    tag = Image.Exif(); tag[0x0112] = 6; tag[0x010e] = 'seven w'
+    text, fraction = b'\x01\x0e\0\x02\0\0\0\x08', b'\x01\x0e\0\x05\0\0\0\x01'
+    odd = tag.tobytes().replace(text, fraction)                              # words that are called a fraction
+    assert odd != tag.tobytes()
+    picture().save(tmp_path/'d.jpg', exif=odd)
+    assert read_image(tmp_path/'d.jpg').size == (16, 24)                     # the turn does not suffer from that
     tag = Image.Exif(); tag[0x0112] = 6; tag.get_ifd(0x8825)[1] = 'N'
     out = read_image(save(picture(), tmp_path/'c.jpg', exif=tag))
     assert not out.info and not dict(out.getexif())    # no second turn, no position leaves the machine
