@@ -31,6 +31,7 @@ def _white(im:Image.Image) -> tuple: # (number that means white, largest number)
         if most <= usual: return usual, peak
     return peak, peak
 
+# %% ../nbs/02_data.ipynb #exp-eight-bits
 def _eight_bits(im:Image.Image) -> Image.Image:
     "Mode L from 16-bit, 32-bit and float gray, scaled; other modes unchanged."
     if im.mode[0] not in 'IF': return im
@@ -50,6 +51,7 @@ def _is_srgb(profile:bytes) -> bool:
     seen = ImageCms.profileToProfile(Image.fromarray(card), source, ImageCms.createProfile('sRGB'))
     return int(np.abs(np.asarray(seen).astype(int) - card).max()) <= 2
 
+# %% ../nbs/02_data.ipynb #exp-srgb
 def _srgb(im:Image.Image, profile:bytes|None) -> Image.Image:
     "RGB in sRGB colors; without a profile, or with one that is broken or of another kind, `convert`."
     if im.mode not in ('L', 'RGB', 'CMYK', 'LAB'): im = im.convert('RGB')
@@ -89,6 +91,7 @@ def _printable(path) -> str:
     "`path` as text that is safe to print: no control characters, no broken Unicode."
     return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
 
+# %% ../nbs/02_data.ipynb #exp-image-error
 class ImageError(UserError):
     "A file or folder that cannot be used: `path`, and `reason` in plain words with what to do."
     def __init__(self, path, reason:str=''):
@@ -112,6 +115,7 @@ _JXL = (b'\xff\x0a', b'\0\0\0\x0cJXL ')
 _TIFF = (b'II*\0', b'MM\0*')
 _MAGIC = (b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', *_TIFF, b'\0\0\0\x0cjP  ')   # JPEG … JPEG 2000
 
+# %% ../nbs/02_data.ipynb #exp-begins
 def _begins_like_picture(head:bytes) -> bool:
     "Whether these are the first bytes of a picture format."
     if head.startswith(b'RIFF'): return head[8:12] == b'WEBP'
@@ -130,6 +134,7 @@ def _tiff_kind(path) -> str:
         return f'{tags.get(277, 1)} × {bits}-bit {"float" if kind == 3 else "integer"} numbers a pixel'
     return ''
 
+# %% ../nbs/02_data.ipynb #exp-what-is
 def _what_is(path) -> str:
     "Say what a file that is no readable picture seems to be."
     with open(path, 'rb') as f: head = f.read(512)
@@ -154,6 +159,7 @@ FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM', 'AVIF', 'JPEG2000
 MAX_PIXELS = 89_478_485   # Pillow's warning level: 256 MiB as RGB
 _TEXT = 64 << 20          # bytes that the metadata of a PNG may unpack to
 
+# %% ../nbs/02_data.ipynb #exp-decoders
 @functools.cache
 def _decoders() -> list:
     "Those of `FORMATS` that this Pillow was built with, or that an installed plugin adds."
@@ -164,6 +170,7 @@ def _decoders() -> list:
     with contextlib.suppress(ImportError): import pillow_jxl
     return [f for f in FORMATS if f in Image.OPEN]
 
+# %% ../nbs/02_data.ipynb #exp-check-kind
 def _check_file(path):
     "Refuse, before opening it, what can hold no picture; opening a pipe would wait for ever."
     info = os.stat(path)
@@ -203,6 +210,7 @@ def _pillow_limits(pixels:int, text:int=0):
         try: yield
         finally: Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK = before
 
+# %% ../nbs/02_data.ipynb #exp-ended
 def _corner(data:bytes):
     "The last pixels of a JPEG file."
     with Image.open(io.BytesIO(data), formats=['JPEG']) as im: return np.asarray(im)[-4:, -4:]
@@ -242,6 +250,7 @@ def _decode(path, alpha:bool, limit:int) -> tuple: # (picture, notes)
         if not whole: raise
         return attempt(io.BytesIO(whole))
 
+# %% ../nbs/02_data.ipynb #exp-read
 def read_image(path,               # file; its content decides the format, not its suffix
                alpha:bool=False,   # RGBA where the file has transparency; else on white
                max_pixels:int=None # refuse larger pictures; default `MAX_PIXELS`
@@ -277,6 +286,7 @@ _NAMED = '.psd .exr .hdr .tga .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf'   # not r
 SUFFIXES = frozenset(f'{_READ} {_NAMED}'.split())
 _JUNK = ('__MACOSX', '@eaDir')   # folders that unpackers and network drives leave behind
 
+# %% ../nbs/02_data.ipynb #exp-is-picture
 def _is_picture(path:str) -> bool:
     "Whether a file of unknown suffix begins like a picture."
     with contextlib.suppress(OSError):
@@ -284,6 +294,7 @@ def _is_picture(path:str) -> bool:
             with open(path, 'rb') as f: return _begins_like_picture(f.read(16))
     return False
 
+# %% ../nbs/02_data.ipynb #exp-leads-back
 def _leads_back(link:str, top) -> bool:
     "Whether a link leads to a folder that holds `top`, such as the whole disk."
     return os.path.islink(link) and Path(os.path.realpath(top)).is_relative_to(os.path.realpath(link))
@@ -301,6 +312,7 @@ def _below(root:str, folders, top) -> list:
         else: kept.append((os.path.islink(path), f))
     return [f for _, f in sorted(kept)]
 
+# %% ../nbs/02_data.ipynb #exp-walk-folders
 def _folders(top:Path):
     "(folder, names of its files), `top` first; follows links and visits nothing twice."
     seen = set()
@@ -331,6 +343,7 @@ def _walk(folder:Path) -> list:
     raise ImageError(folder, f'no pictures in this folder (found {seen}); '
                              'we look for .jpg .png .webp .gif .bmp .tif')
 
+# %% ../nbs/02_data.ipynb #exp-find-all
 def find_images(paths       # a file, a folder, or a list of these
                ) -> list:   # of `Path`: folders in natural order, arguments in the order given, no doubles
     "All picture files named by or below `paths`; a named file is kept even if `read_image` will refuse it."
@@ -374,6 +387,7 @@ def _shuffled(n:int, *keys) -> list:
     "A permutation of 0…n-1 that is a function of `keys`."
     return torch.randperm(n, generator=seeded('order', n, *keys)).tolist()
 
+# %% ../nbs/02_data.ipynb #exp-visited
 def visited(position:int, n:int, *keys) -> int:
     "Which of `n` things comes at `position`, when each pass visits all of them in a fresh order."
     turn, place = divmod(position, n)
@@ -423,11 +437,13 @@ class _Positions(Dataset):
         "Files found unreadable so far."
         return [p for shelf in self.shelves for p in shelf.skipped]
 
+# %% ../nbs/02_data.ipynb #exp-single-files
 def _single_files(where, name:str) -> Shelf: # name: for messages, where `where` is a list
     "A shelf with one file in each row."
     if isinstance(where, (str, os.PathLike)): name = where
     return Shelf(name, [(p,) for p in find_images(where)])
 
+# %% ../nbs/02_data.ipynb #exp-unpaired-set
 class UnpairedSet(_Positions):
     "Photos in a fresh order each pass, anime drawn at random: `set[position] -> (x, y)`."
     names = 'photos', 'anime'
@@ -465,6 +481,7 @@ def by_stem(folder:Path) -> dict:
                                  'keep one of each')
     return {stem: files[0] for stem, files in stems.items()}
 
+# %% ../nbs/02_data.ipynb #exp-match-pairs
 def match_pairs(folder) -> list:  # of (file of trainA, file of trainB), in natural order
     "Match `folder/trainA` with `folder/trainB` by stem; `ImageError` lists what has no partner."
     folder = Path(folder)

@@ -63,6 +63,7 @@ def memory_needed(h:int, w:int, ngf:int=64, bits:int=32) -> int: # bytes
 
 BYTES_FACTOR = 6   # full-size maps of `ngf` channels that live at once
 
+# %% ../nbs/10_stylize.ipynb #exp-memory-free
 def memory_free(device) -> 'int | None': # bytes, None where we cannot tell
     "Memory that a new tensor could get on `device`."
     if device.type == 'cuda': return torch.cuda.mem_get_info(device)[0]
@@ -74,6 +75,7 @@ def memory_free(device) -> 'int | None': # bytes, None where we cannot tell
     try: return min(free, number(r'^(\d+)', group + 'max') - number(r'^anon (\d+)', group + 'stat'))
     except (OSError, TypeError): return free
 
+# %% ../nbs/10_stylize.ipynb #exp-memory-check
 def _check_memory(h, w, net):
     "Refuse a picture that clearly does not fit, before the machine starts to swap."
     weight = next(net.parameters())
@@ -109,6 +111,7 @@ def _cached(path, changed, size, device, precision):
     if (device, precision) == ('cpu', 'fp32'): return quicken(net)
     return net.to(dtype=PRECISIONS[precision], memory_format=torch.channels_last)
 
+# %% ../nbs/10_stylize.ipynb #exp-from-file
 def _from_file(weights, device, precision):
     "The generator of `weights`, kept from the last call unless the file has changed since."
     device = pick_device(device)
@@ -117,6 +120,7 @@ def _from_file(weights, device, precision):
     stat = path.stat()
     return _cached(path, stat.st_mtime_ns, stat.st_size, str(device), precision)
 
+# %% ../nbs/10_stylize.ipynb #exp-as-given
 def _as_given(net, device, precision):
     "The network itself; `UserError` if it is elsewhere, or in another format, than was asked for."
     weight = next(net.parameters())
@@ -130,6 +134,7 @@ def _as_given(net, device, precision):
                         'move it yourself, or leave device out')
     return net
 
+# %% ../nbs/10_stylize.ipynb #exp-ready-net
 def _ready(weights, device, precision):
     "The network to run, from a name, a file, or as it was given."
     if precision not in (None, *PRECISIONS):
@@ -210,11 +215,13 @@ class Failed(NamedTuple):
     path: Path
     reason: str
 
+# %% ../nbs/10_stylize.ipynb #exp-reason
 def reason(error) -> str:
     "One line for a person."
     text = ' '.join(str(getattr(error, 'reason', '') or error).split())
     return text if isinstance(error, UserError) else f'{type(error).__name__}: {text}'
 
+# %% ../nbs/10_stylize.ipynb #exp-report-class
 @dataclass
 class Report:
     "What became of every file of a batch."
@@ -256,12 +263,14 @@ def _sources(paths, out):
 # %% ../nbs/10_stylize.ipynb #exp-names-out
 SIGNATURE = 'scenimefy'   # stands as `Software` in every PNG that we write
 
+# %% ../nbs/10_stylize.ipynb #exp-is-ours
 def _is_ours(path) -> bool:
     "Whether a scene of an earlier run lies there."
     try:
         with Image.open(path, formats=['PNG']) as im: return im.info.get('Software') == SIGNATURE
     except (OSError, ValueError, SyntaxError): return False
 
+# %% ../nbs/10_stylize.ipynb #exp-names
 def _key(path): return str(path).casefold()   # X.png and x.png are one file on some disks
 
 def _names(place, shared):
@@ -270,6 +279,7 @@ def _names(place, shared):
     yield place.with_name(f'{place.name}.png')
     for i in itertools.count(2): yield place.with_name(f'{place.name}-{i}.png')
 
+# %% ../nbs/10_stylize.ipynb #exp-name-outputs
 def _name_outputs(sources, out):
     "[(photo, output)]: `name.png`, or `name.jpg.png` where two photos would share it."
     inputs, homes = {p.resolve() for p, _ in sources}, {p.parent.resolve() for p, _ in sources}
@@ -321,6 +331,7 @@ def _make_folder(out):
     except OSError as e:
         raise UserError(f'cannot write to {out}: {e.strerror}; choose another folder') from None
 
+# %% ../nbs/10_stylize.ipynb #exp-stylize-folder
 def stylize_folder(paths,                # files and folders, or one of them
                    out,                  # folder; mirrors the tree of the photos
                    weights='shinkai', device:str='auto', precision:str=None,    # as in `stylize`
@@ -362,6 +373,7 @@ def _one_photo(paths, out):
         raise UserError(f'{out} is the photo itself; give another name')
     return photo
 
+# %% ../nbs/10_stylize.ipynb #exp-stylize-file
 def stylize_file(paths,                # a list of one photo
                  out,                  # a file with one of the suffixes `WRITTEN`
                  weights='shinkai', device:str='auto', precision:str=None,    # as in `stylize`

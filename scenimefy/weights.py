@@ -91,6 +91,7 @@ def is_state(found) -> bool:
     if not isinstance(found, dict) or not found: return False
     return all(isinstance(k, str) and torch.is_tensor(v) for k, v in found.items())
 
+# %% ../nbs/02c_weights.ipynb #exp-bare
 WRAPPERS = ('module.', '_orig_mod.')   # what DataParallel and torch.compile put before every name
 
 def bare(state:dict # of `is_state`
@@ -101,6 +102,7 @@ def bare(state:dict # of `is_state`
             return bare({k.removeprefix(wrapper): v for k, v in state.items()})
     return {k: v.detach() for k, v in state.items()}
 
+# %% ../nbs/02c_weights.ipynb #exp-misfit-state
 def misfit(tensors:dict, want:dict) -> str: # want: a `state_dict`, best of a network on the meta device
     "'' if `tensors` can fill a network whose state is `want`, else the first thing that does not fit."
     for k in sorted(want.keys() | tensors.keys()):
@@ -167,6 +169,7 @@ def offline() -> bool:
     "Whether $SCENIMEFY_OFFLINE forbids downloads: any text but '0' does."
     return os.environ.get('SCENIMEFY_OFFLINE', '0') not in ('', '0')
 
+# %% ../nbs/02c_weights.ipynb #exp-weights-home
 def weights_home() -> Path:
     "Where weights are kept: $SCENIMEFY_HOME, or ~/.cache/scenimefy; `WeightsError` if there is no home."
     if os.environ.get('SCENIMEFY_HOME'): return Path(os.environ['SCENIMEFY_HOME'])
@@ -175,6 +178,7 @@ def weights_home() -> Path:
         raise WeightsError('this user has no home directory to keep weights in; '
                            'set SCENIMEFY_HOME to a folder') from None
 
+# %% ../nbs/02c_weights.ipynb #exp-torch-cache
 def torch_cache() -> Path:
     "Where torchvision keeps weights: $TORCH_HOME/hub/checkpoints; `WeightsError` if there is no home."
     hub = torch.hub.get_dir()
@@ -182,6 +186,7 @@ def torch_cache() -> Path:
         raise WeightsError('this user has no home directory to keep weights in; set TORCH_HOME to a folder')
     return Path(hub)/'checkpoints'
 
+# %% ../nbs/02c_weights.ipynb #exp-kept-at
 def kept_at(name:str,     # in `REGISTRY`
             folder=None   # default: `torch_cache()` for a shared file, else `weights_home()`
            ) -> Path:
@@ -198,6 +203,7 @@ def sha256_of(path) -> str:
         while block := f.read(1 << 20): h.update(block)
     return h.hexdigest()
 
+# %% ../nbs/02c_weights.ipynb #exp-differs
 def _differs(path, remote, seen=''): # seen: the hash of an earlier day, where the registry has none
     "'' if the file is the one that `remote` promises, else what is different."
     size, expected = path.stat().st_size, remote.sha256 or seen
@@ -209,6 +215,7 @@ def _differs(path, remote, seen=''): # seen: the hash of an earlier day, where t
     elif len(expected) < 64: expected = f'one that begins with {expected}'
     return f'its SHA-256 is {got}, expected {expected}'
 
+# %% ../nbs/02c_weights.ipynb #exp-damage
 def _damage(path):
     "'' if the parts of a .pth archive have the checksums that were written into it."
     try:
@@ -227,12 +234,14 @@ def _check_url(url, local=False):
 
 def _is_local(url): return urllib.parse.urlsplit(url).hostname in ('127.0.0.1', 'localhost', '::1')
 
+# %% ../nbs/02c_weights.ipynb #exp-redirects
 class _Redirects(urllib.request.HTTPRedirectHandler):
     "Follow a redirect only to where we would have gone ourselves."
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         _check_url(newurl, local=_is_local(req.full_url))
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
+# %% ../nbs/02c_weights.ipynb #exp-open-url
 def _open_url(url, start, timeout=30):
     "The server's answer to a request for the bytes from `start` on."
     _check_url(url, local=_is_local(url))
@@ -246,8 +255,10 @@ def _open_url(url, start, timeout=30):
 LARGEST = 2 << 30   # bytes that we accept on a server's word alone
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
+# %% ../nbs/02c_weights.ipynb #exp-size
 def _size(path): return path.stat().st_size if path.exists() else 0
 
+# %% ../nbs/02c_weights.ipynb #exp-offer
 def _offer(remote, answer, have):
     "(where the server's bytes begin, how many the whole file has); `WeightsError` if it offers another file."
     span = answer.headers.get('Content-Range', '')
@@ -275,6 +286,7 @@ def _append(answer, part, have, total):
             bar.update(len(block))
     return have
 
+# %% ../nbs/02c_weights.ipynb #exp-refused
 def _refused(error, part, have):
     "Why the server sent nothing; '' if nothing was missing."
     if error.code == 416:
@@ -282,6 +294,7 @@ def _refused(error, part, have):
         part.unlink(missing_ok=True)     # the server does not know our part: begin anew
     return f'the server answers {error.code} {error.reason}'
 
+# %% ../nbs/02c_weights.ipynb #exp-receive-rest
 def _receive(remote, part):
     "Append what is missing to `part`; '' if it is whole then, else why the connection ended."
     have, total = _size(part), remote.size
@@ -309,6 +322,7 @@ def _by_hand(remote, target, why):
     return (f'cannot fetch {remote.url} ({why}). Run again to go on, or get that file by hand '
             f'({size}) and put it at {target}. Without the network there is the name tiny, a toy')
 
+# %% ../nbs/02c_weights.ipynb #exp-download
 def _download(remote, target, seen):
     "Fill `target` from the server, going on where a broken connection left off."
     part = target.with_name(f'{target.name}.part')
@@ -333,6 +347,7 @@ def _check(name, target, seen=''):
     raise WeightsError(f'{target}: this is not the file that {name!r} means: {why}. '
                        f'Delete it{record} and run again')
 
+# %% ../nbs/02c_weights.ipynb #exp-obtain
 def _obtain(name, target):
     "Check or download `target`, one process at a time, and note its hash if none is promised."
     remote, record = REGISTRY[name], target.with_name(f'{target.name}.sha256')
@@ -346,6 +361,7 @@ def _obtain(name, target):
         if not remote.sha256 and not seen:
             with atomic_path(record) as tmp: tmp.write_text(sha256_of(target))
 
+# %% ../nbs/02c_weights.ipynb #exp-fetch-by-name
 def fetch(name:str,      # a name in `REGISTRY`
           folder=None    # default: where `kept_at` says
          ) -> Path:      # the verified file

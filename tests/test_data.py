@@ -31,7 +31,8 @@ def save(im, path, **kw): im.save(path, **kw); return path
 
 # ---------------------------------------------------------------- modes and depths
 TURNS = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-         5: lambda a: a.transpose(1, 0, 2), 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+         5: lambda a: a.transpose(1, 0, 2), 6: lambda a: np.rot90(a, -1),
+         7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
          8: lambda a: np.rot90(a)}
 
 
@@ -40,7 +41,7 @@ def test_exif_orientation(tmp_path, suffix):
     for value, turn in TURNS.items():
         tag = Image.Exif(); tag[0x0112] = value
         path = save(picture(), tmp_path/f'{value}{suffix}', exif=tag,
-                    **({'lossless': True} if suffix == '.webp' else {'quality': 98} if suffix == '.jpg' else {}))
+                    **{'.webp': dict(lossless=True), '.jpg': dict(quality=98)}.get(suffix, {}))
         got, want = arr(read_image(path)), turn(arr(picture()))
         assert got.shape == want.shape, value
         assert np.abs(got - want).mean() < (4 if suffix == '.jpg' else .01), value
@@ -55,10 +56,10 @@ def test_exif_nonsense_and_metadata(tmp_path):
         assert read_image(tmp_path/'b.jpg').size == (24, 16), broken
     tag = Image.Exif(); tag[0x0112] = 6; tag[0x010e] = 'seven w'
     text, fraction = b'\x01\x0e\0\x02\0\0\0\x08', b'\x01\x0e\0\x05\0\0\0\x01'
-    odd = tag.tobytes().replace(text, fraction)                              # words that are called a fraction
+    odd = tag.tobytes().replace(text, fraction)  # words that are called a fraction
     assert odd != tag.tobytes()
     picture().save(tmp_path/'d.jpg', exif=odd)
-    assert read_image(tmp_path/'d.jpg').size == (16, 24)                     # the turn does not suffer from that
+    assert read_image(tmp_path/'d.jpg').size == (16, 24)  # the turn does not suffer from that
     tag = Image.Exif(); tag[0x0112] = 6; tag.get_ifd(0x8825)[1] = 'N'
     out = read_image(save(picture(), tmp_path/'c.jpg', exif=tag))
     assert not out.info and not dict(out.getexif())    # no second turn, no position leaves the machine
@@ -68,9 +69,11 @@ def test_exif_nonsense_and_metadata(tmp_path):
     ('1.png', picture().convert('1')), ('1.tif', picture().convert('1')), ('L.png', picture().convert('L')),
     ('L.jpg', picture().convert('L')), ('LA.png', picture().convert('LA')), ('P.png', picture().quantize(64)),
     ('P.gif', picture().quantize(64)), ('P.bmp', picture().quantize(64)), ('RGB.png', picture()),
-    ('RGB.bmp', picture()), ('RGB.ppm', picture()), ('RGB.tif', picture()), ('RGBA.png', picture().convert('RGBA')),
+    ('RGB.bmp', picture()), ('RGB.ppm', picture()), ('RGB.tif', picture()),
+    ('RGBA.png', picture().convert('RGBA')),
     ('RGBA.tif', picture().convert('RGBA')), ('CMYK.tif', picture().convert('CMYK')),
-    ('CMYK.jpg', picture().convert('CMYK')), ('YCbCr.tif', picture().convert('YCbCr')), ('LAB.tif', picture().convert('LAB'))])
+    ('CMYK.jpg', picture().convert('CMYK')), ('YCbCr.tif', picture().convert('YCbCr')),
+    ('LAB.tif', picture().convert('LAB'))])
 def test_modes_look_like_the_picture(tmp_path, name, im):
     if name == 'YCbCr.tif' and PIL.__version__ < '11':
         pytest.skip('older Pillow cannot read its own YCbCr TIFF')
@@ -134,12 +137,14 @@ def test_a_lamp_does_not_turn_a_float_picture_black(tmp_path):
 def test_transparency_of_every_kind(tmp_path):
     red = (255, 0, 0)
     indexed = Image.new('P', (2, 1)); indexed.putpalette([*red, 0, 0, 255]); indexed.putpixel((1, 0), 1)
-    files = {'int.png': (indexed, dict(transparency=1)), 'bytes.png': (indexed, dict(transparency=b'\xff\x00')),
+    files = {'int.png': (indexed, dict(transparency=1)),
+             'bytes.png': (indexed, dict(transparency=b'\xff\x00')),
              'int.gif': (indexed, dict(transparency=1))}
     key = Image.new('RGB', (2, 1), red); key.putpixel((1, 0), (0, 0, 255))
     files['key.png'] = (key, dict(transparency=(0, 0, 255)))
     rgba = key.convert('RGBA'); rgba.putalpha(Image.fromarray(np.array([[255, 0]], dtype=np.uint8)))
-    files |= {'rgba.png': (rgba, {}), 'rgba.webp': (rgba, dict(lossless=True, exact=True)), 'rgba.tif': (rgba, {})}
+    files |= {'rgba.png': (rgba, {}), 'rgba.webp': (rgba, dict(lossless=True, exact=True)),
+              'rgba.tif': (rgba, {})}
     for name, (im, kw) in files.items():
         im.save(tmp_path/name, **kw)
         flat, kept = read_image(tmp_path/name), read_image(tmp_path/name, alpha=True)
@@ -152,7 +157,8 @@ def test_transparency_of_every_kind(tmp_path):
     half = Image.new('RGBA', (1, 1), (0, 0, 0, 128)); half.save(tmp_path/'half.png')
     assert abs(read_image(tmp_path/'half.png').getpixel((0, 0))[0] - 127) <= 1
     for mode in ('La', 'RGBa', 'PA', 'HSV', 'RGBX'):      # modes that only a program can hand over
-        im = picture().convert('LA' if mode == 'La' else 'RGBA' if mode == 'RGBa' else 'P' if mode == 'PA' else 'RGB').convert(mode)
+        first = dict(La='LA', RGBa='RGBA', PA='P').get(mode, 'RGB')
+        im = picture().convert(first).convert(mode)
         assert as_rgb(im).mode == 'RGB', mode
 
 
@@ -179,9 +185,11 @@ def test_icc(tmp_path):
     assert np.abs(arr(out) - arr(paletted.convert('RGB'))[..., [1, 0, 2]]).max() <= 3
     for mode in ('L', 'CMYK'):                                            # a profile of the wrong kind
         im = picture().convert(mode)
-        assert np.array_equal(arr(read_image(save(im, tmp_path/'c.tif', icc_profile=swap))), arr(im.convert('RGB')))
+        assert np.array_equal(arr(read_image(save(im, tmp_path/'c.tif', icc_profile=swap))),
+                              arr(im.convert('RGB')))
     for junk in (b'x', swap[:150], bytes(500)):
-        assert np.array_equal(arr(read_image(save(picture(), tmp_path/'d.png', icc_profile=junk))), arr(picture()))
+        assert np.array_equal(arr(read_image(save(picture(), tmp_path/'d.png', icc_profile=junk))),
+                              arr(picture()))
 
 
 def test_the_given_picture_is_not_changed():
@@ -218,7 +226,8 @@ def test_truncation_is_an_error_that_says_so(tmp_path, fmt):
     for part in (.02, .3, .6, .95):
         (tmp_path/'x.jpg').write_bytes(whole[:int(part*len(whole))])
         with pytest.raises(ImageError) as e: read_image(tmp_path/'x.jpg')
-        assert 'ends early' in e.value.reason and 'x.jpg' in str(e.value) and '\n' not in str(e.value), (part, str(e.value))
+        text = str(e.value)
+        assert 'ends early' in e.value.reason and 'x.jpg' in text and '\n' not in text, (part, text)
     progressive = encoded(noisy(), 'JPEG', progressive=True)
     (tmp_path/'p.jpg').write_bytes(progressive[:len(progressive)//2])
     with pytest.raises(ImageError, match='ends early'): read_image(tmp_path/'p.jpg')
@@ -234,7 +243,10 @@ def test_any_damage_gives_a_picture_or_an_image_error(tmp_path):
             for _ in range(rnd.choice((1, 3, 10))):
                 b[rnd.randrange(min(len(b), 200) if rnd.random() < .7 else len(b))] = rnd.randrange(256)
             (tmp_path/'x').write_bytes(b[:rnd.choice((len(b), len(b), rnd.randrange(1, len(b))))])
-            try: out = read_image(tmp_path/'x', max_pixels=10_000_000); outcomes.append(True); assert out.mode == 'RGB'
+            try:
+                out = read_image(tmp_path/'x', max_pixels=10_000_000)
+                outcomes.append(True)
+                assert out.mode == 'RGB'
             except ImageError as e: outcomes.append(False); assert e.reason and '\n' not in str(e)
     assert len(outcomes) == 420 and 50 < sum(outcomes) < 400
 
@@ -250,7 +262,9 @@ def test_what_is_it_instead(tmp_path, content, words):
     with pytest.raises(ImageError, match=words): read_image(tmp_path/'x.jpg')
 
 
-@pytest.mark.parametrize('content,words', [(b'\0\0\0\x18ftypheic\0\0\0\0', 'HEIC.*pillow-heif'), (b'\xff\x0a' + bytes(50), 'JPEG XL.*pip install')])
+@pytest.mark.parametrize('content,words',
+                         [(b'\0\0\0\x18ftypheic\0\0\0\0', 'HEIC.*pillow-heif'),
+                          (b'\xff\x0a' + bytes(50), 'JPEG XL.*pip install')])
 def test_a_missing_plugin_is_named(tmp_path, monkeypatch, content, words):
     monkeypatch.setattr(data, '_decoders', lambda: ['JPEG', 'PNG'])
     (tmp_path/'x.jpg').write_bytes(content)
@@ -274,7 +288,8 @@ def test_jpeg_without_its_end_marker(tmp_path):
         whole = (tmp_path/'whole.jpg').read_bytes()
         for cut in (1, 2):
             (tmp_path/'cut.jpg').write_bytes(whole[:-cut])
-            assert np.array_equal(arr(read_image(tmp_path/'cut.jpg')), arr(read_image(tmp_path/'whole.jpg'))), (side, options)
+            assert np.array_equal(arr(read_image(tmp_path/'cut.jpg')),
+                                  arr(read_image(tmp_path/'whole.jpg'))), (side, options)
         if side == 8: continue
         for share in (.5, .8, .9):
             (tmp_path/'cut.jpg').write_bytes(whole[:int(len(whole)*share)])
@@ -288,7 +303,8 @@ def test_only_the_first_frame_is_said(tmp_path):
     a.save(tmp_path/'x.mpo', save_all=True, append_images=[b])
     a.save(tmp_path/'x.webp', save_all=True, append_images=[b])
     for name, frames in (('x.gif', 3), ('x.tif', 2), ('x.webp', 2)):
-        with pytest.warns(UserWarning, match=f'{name}: it holds {frames} frames or pages, and only the first'):
+        with pytest.warns(UserWarning,
+                          match=f'{name}: it holds {frames} frames or pages, and only the first'):
             read_image(tmp_path/name)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -313,9 +329,11 @@ def test_large_metadata_of_a_png(tmp_path):
 def test_a_float_tiff_of_three_channels_is_refused_as_what_it_is(tmp_path):
     w, h, numbers = 4, 3, np.linspace(0, 1, 36, dtype='<f4').tobytes()
     at = 8 + 2 + 12*10 + 4
-    tags = [(256, 4, 1, w), (257, 4, 1, h), (258, 3, 3, at), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, at + 12), (277, 3, 1, 3),
+    tags = [(256, 4, 1, w), (257, 4, 1, h), (258, 3, 3, at), (259, 3, 1, 1), (262, 3, 1, 2),
+            (273, 4, 1, at + 12), (277, 3, 1, 3),
             (278, 4, 1, h), (279, 4, 1, len(numbers)), (339, 3, 3, at + 6)]
-    (tmp_path/'x.tif').write_bytes(b'II*\0\x08\0\0\0' + struct.pack('<H', 10) + b''.join(struct.pack('<HHII', *t) for t in tags)
+    table = b''.join(struct.pack('<HHII', *t) for t in tags)
+    (tmp_path/'x.tif').write_bytes(b'II*\0\x08\0\0\0' + struct.pack('<H', 10) + table
                                    + bytes(4) + struct.pack('<6H', 32, 32, 32, 3, 3, 3) + numbers)
     with pytest.raises(ImageError, match='3 × 32-bit float numbers a pixel.*8 or 16 bits'):
         read_image(tmp_path/'x.tif')
@@ -350,8 +368,10 @@ def test_permission_and_memory(tmp_path, monkeypatch):      # we may be root, wh
 
 
 def png_claiming(w, h):
-    chunk = lambda kind, body: struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind+body))
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 1, 0, 0, 0, 0)) + chunk(b'IDAT', b'') + chunk(b'IEND', b'')
+    def chunk(kind, body):
+        return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind+body))
+    header = chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 1, 0, 0, 0, 0))
+    return b'\x89PNG\r\n\x1a\n' + header + chunk(b'IDAT', b'') + chunk(b'IEND', b'')
 
 
 def test_bombs_are_refused_quietly_and_early(tmp_path, monkeypatch):
@@ -376,13 +396,15 @@ def test_error_text_is_one_safe_line():
     odd = os.fsdecode(b'caf\xe9\n\x1b[31m.jpg')
     text = str(ImageError(odd, 'why'))
     text.encode('utf8'); assert '\n' not in text and '\x1b' not in text and text.endswith(': why')
-    again = ImageError('Caught ImageError in DataLoader worker process 0.\nOriginal Traceback\nscenimefy.data.ImageError: a: why\n')
+    again = ImageError('Caught ImageError in DataLoader worker process 0.\nOriginal Traceback\n'
+                       'scenimefy.data.ImageError: a: why\n')
     assert str(again) == 'a: why'
 
 
 # ---------------------------------------------------------------- folders
 def test_find_images(tmp_path):
-    names = ['a10.PNG', 'a9.jpg', 'A1.Jpeg', 'sub/b2.webp', 'sub/b11.gif', 'sub/deep/er/c.tiff', 'd.bmp', 'e.ppm', 'x.heic', 'raw.NEF']
+    names = ['a10.PNG', 'a9.jpg', 'A1.Jpeg', 'sub/b2.webp', 'sub/b11.gif', 'sub/deep/er/c.tiff', 'd.bmp',
+             'e.ppm', 'x.heic', 'raw.NEF']
     junk = ['.hidden.png', '._a9.jpg', '.git/x.png', '__MACOSX/a9.jpg', 'notes.txt', 'png', 'sub/._b2.webp']
     for n in names+junk: (tmp_path/n).parent.mkdir(parents=True, exist_ok=True); (tmp_path/n).touch()
     os.symlink(tmp_path, tmp_path/'sub'/'loop')
@@ -424,9 +446,10 @@ def test_names_in_other_digits_and_other_unicode_forms(tmp_path):
 
 @pytest.mark.parametrize('gamma', [None, 2.2, 1.8])
 def test_profiles_are_judged_by_what_they_do(tmp_path, gamma):
-    "A profile called sRGB that means linear light is applied; the true sRGB, under any name, changes nothing."
+    "A profile called sRGB that means linear light is applied; the true sRGB, however named, changes nothing."
     ramp = Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2))
-    curve = b'curv\0\0\0\0' + (struct.pack('>I', 0) if gamma is None else struct.pack('>IH', 1, round(gamma*256)))
+    points = struct.pack('>I', 0) if gamma is None else struct.pack('>IH', 1, round(gamma*256))
+    curve = b'curv\0\0\0\0' + points
     true = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
     ramp.save(tmp_path/'true.png', icc_profile=true)
     assert np.array_equal(arr(read_image(tmp_path/'true.png')), arr(ramp))
@@ -444,7 +467,8 @@ def matrix_profile(name:str, curve:bytes) -> bytes:
     text = name.encode() + b'\0'
     desc = b'desc\0\0\0\0' + struct.pack('>I', len(text)) + text + bytes(78)
     tags = {b'desc': desc, b'cprt': b'text\0\0\0\0CC0\0', b'wtpt': xyz((.9642, 1, .8249)),
-            b'rXYZ': xyz((.43607, .22249, .01392)), b'gXYZ': xyz((.38515, .71687, .09708)), b'bXYZ': xyz((.14307, .06061, .71410)),
+            b'rXYZ': xyz((.43607, .22249, .01392)), b'gXYZ': xyz((.38515, .71687, .09708)),
+            b'bXYZ': xyz((.14307, .06061, .71410)),
             b'rTRC': curve, b'gTRC': curve, b'bTRC': curve}
     table, body, start = b'', b'', 128 + 4 + 12*len(tags)
     for tag, data_ in tags.items():
@@ -458,7 +482,8 @@ def matrix_profile(name:str, curve:bytes) -> bytes:
 def test_a_program_ends_though_its_readers_live(tmp_path):
     "Python waits at its end for helpers that ignore SIGTERM; ours do, so they are ended before."
     for i in range(3): picture().save(tmp_path/f'{i}.png')
-    code = (f'from scenimefy.data import ImageSet, loader\nit = iter(loader(ImageSet({str(tmp_path)!r}, 8), 1, steps=50, workers=2))\n'
+    code = ('from scenimefy.data import ImageSet, loader\n'
+            f'it = iter(loader(ImageSet({str(tmp_path)!r}, 8), 1, steps=50, workers=2))\n'
             'next(it); kept = [it]; kept.append(kept); raise SystemExit(3)')
     assert subprocess.run([sys.executable, '-c', code], timeout=60).returncode == 3
 
@@ -509,7 +534,8 @@ def domains(tmp_path_factory):
     for side in ('trainA', 'trainB'):
         (root/'pairs'/side/'film').mkdir(parents=True)
         for i in range(4):
-            picture(16, 16, seed=i).save(root/'pairs'/side/'film'/f'{i}.{"png" if side == "trainA" else "bmp"}')
+            suffix = 'png' if side == 'trainA' else 'bmp'
+            picture(16, 16, seed=i).save(root/'pairs'/side/'film'/f'{i}.{suffix}')
     return root
 
 
@@ -543,13 +569,14 @@ def test_unpaired_statistics(domains):
 
 
 def test_the_dice_of_both_sides_are_independent(tmp_path):
-    "Window, mirror and choice of the anime tell nothing about the photo's: agreements are as rare as chance makes them."
+    "Window, mirror and choice of the anime tell nothing about the photo's: they agree as by chance."
     n, side, size = 400, 12, 8  # five places for a window, and five anime pictures
     row, column = np.mgrid[:side, :side]*20
     for name, pictures in (('photos', 1), ('anime', 5)):
         (tmp_path/name).mkdir()
         for i in range(pictures):  # a pixel says where it is, and in which picture
-            Image.fromarray(np.stack([column, row, 0*row + 50*i], 2).astype(np.uint8)).save(tmp_path/name/f'{i}.png')
+            levels = np.stack([column, row, 0*row + 50*i], 2).astype(np.uint8)
+            Image.fromarray(levels).save(tmp_path/name/f'{i}.png')
     s = UnpairedSet(tmp_path/'photos', tmp_path/'anime', size, side, seed=1)
     def dice(x):                                                 # left, top, mirrored, picture
         column, row, picture = ((x + 1)*127.5).round().long()
@@ -660,12 +687,14 @@ def test_loader_is_the_same_for_any_workers_and_start(domains):
     want = [torch.stack([s[p][0] for p in (2*i, 2*i+1)]) for i in range(8)]
     for workers, start in ((0, 0), (2, 0), (1, 3)):
         got = list(loader(s, 2, start=start, steps=8-start, workers=workers))
-        assert len(got) == 8-start and all(torch.equal(g[0], w) for g, w in zip(got, want[start:])), (workers, start)
+        assert len(got) == 8-start, (workers, start)
+        assert all(torch.equal(g[0], w) for g, w in zip(got, want[start:])), (workers, start)
     ours = [list(loader(s, 1, steps=8, rank=r, world_size=2)) for r in (0, 1)]
     assert all(torch.equal(torch.cat([a[0], b[0]]), w) for a, b, w in zip(*ours, want))
     assert torch.equal(state, torch.get_rng_state())
     assert len(loader(s, 2)) == 2 and len(loader(s, 99)) == 1 and list(loader(s, 2, steps=0)) == []
-    for bad in (dict(batch=0), dict(batch=1, start=-1), dict(batch=1, rank=2, world_size=2), dict(batch=1, workers=-1)):
+    for bad in (dict(batch=0), dict(batch=1, start=-1), dict(batch=1, rank=2, world_size=2),
+                dict(batch=1, workers=-1)):
         with pytest.raises(SettingsError): loader(s, **bad)
 
 
@@ -677,7 +706,8 @@ def test_workers_share_what_is_unreadable(domains, tmp_path, capfd):
         warnings.simplefilter('always')
         # past pytest's recorder
         warnings.showwarning = lambda message, *_, **__: os.write(2, f'{message}\n'.encode())
-        first = next(p for p in range(5) if s.shelves[0].rows[data.visited(p, 5, 0, 'photo')][0].name == '3.png')
+        first = next(p for p in range(5)
+                     if s.shelves[0].rows[data.visited(p, 5, 0, 'photo')][0].name == '3.png')
         list(loader(s, 1, start=5 if first == 0 else 0, steps=20, workers=2))
     assert s.skipped == [tmp_path/'3.png']                 # found by a worker, known here
     assert 1 <= capfd.readouterr().err.count('left out of training') <= 2

@@ -1,4 +1,4 @@
-"The three judges and their teachers: one contract for tiny and real ones, damaged files, ranges, repeatability."
+"The judges and their teachers: one contract for tiny and real ones, damaged files, ranges, repeatability."
 import copy
 import functools
 import json
@@ -57,7 +57,8 @@ def frozen(judge):
 
 
 def refuses(call, x):
-    for wrong, text in ((x*255, 'to_model'), (x[0], 'B,3,H,W'), (x.mul(255).to(torch.uint8), 'float'), (x*float('nan'), 'must lie')):
+    for wrong, text in ((x*255, 'to_model'), (x[0], 'B,3,H,W'), (x.mul(255).to(torch.uint8), 'float'),
+                        (x*float('nan'), 'must lie')):
         with pytest.raises(ValueError, match=text): call(wrong)
 
 
@@ -83,7 +84,8 @@ def test_clip_contract(make):
     assert clip.text(['a landscape by day with a lake']).shape == (1, e.shape[1])
 
 
-@pytest.mark.parametrize('make', [lambda: P.load_perceptual('tiny'), real_vgg, real_lpips], ids=['tiny', 'vgg19', 'lpips'])
+@pytest.mark.parametrize('make', [lambda: P.load_perceptual('tiny'), real_vgg, real_lpips],
+                         ids=['tiny', 'vgg19', 'lpips'])
 def test_perceptual_contract(make):
     distance, x, y = make(), world(), world(style='anime')
     frozen(distance)
@@ -97,7 +99,9 @@ def test_perceptual_contract(make):
     assert distance(x*1.5, y, check=False).isfinite().all()
 
 
-@pytest.mark.parametrize('make, queries, classes', [(lambda: P.load_segmenter('tiny'), 10, 7), (real_segmenter, 100, 150)], ids=['tiny', 'real'])
+@pytest.mark.parametrize('make, queries, classes',
+                         [(lambda: P.load_segmenter('tiny'), 10, 7), (real_segmenter, 100, 150)],
+                         ids=['tiny', 'real'])
 def test_segmenter_contract(make, queries, classes):
     segmenter, x = make(), world()
     frozen(segmenter)
@@ -148,7 +152,9 @@ def test_clip_input_is_bicubic_without_antialias(h, w):
     x = torch.rand(1, 3, h, w, generator=torch.Generator().manual_seed(0))*2.4 - 1.2          # not clamped
     u = (x[0].double().numpy() + 1)/2
     u = bicubic_matrix(h, 224) @ u @ bicubic_matrix(w, 224).T
-    want = (u - np.reshape([.48145466, .4578275, .40821073], (3, 1, 1)))/np.reshape([.26862954, .26130258, .27577711], (3, 1, 1))
+    mean = np.reshape([.48145466, .4578275, .40821073], (3, 1, 1))
+    deviation = np.reshape([.26862954, .26130258, .27577711], (3, 1, 1))
+    want = (u - mean)/deviation
     # torch's weights are single precision
     torch.testing.assert_close(P.clip_input(x, 224)[0].double(), torch.from_numpy(want), atol=5e-4, rtol=0)
 
@@ -193,7 +199,7 @@ def test_lpips_is_the_package():
 
 
 def test_tokens_are_those_of_the_named_block():
-    "Four blocks: the second, halfway, if none is named; block 1 is the first. The class token in front is left out."
+    "Four blocks: the second, halfway, if none is named; block 1 is the first. No class token in front."
     clip, seen = P.load_clip('tiny'), []
     blocks = clip.net.visual.transformer.resblocks
     for b in blocks: b.register_forward_hook(lambda m, args, out: seen.append(out[:, 1:]))
@@ -213,14 +219,16 @@ def test_token_distance_by_hand():
 
 
 def test_segment_counts_the_votes_of_queries_that_found_something():
-    "Two queries, two classes and nothing. A mostly found nothing, a little class 0; B found class 1 rather than 0, and has the say."
+    """Two queries, two classes and nothing. A mostly found nothing, a little class 0; B found class 1 rather than
+    0, and has the say."""
     cls = torch.tensor([[[2., 0., 4.], [0., 1., -9.]]])  # .117 and .016 of A, .269 and .731 of B
     masks = torch.full((1, 2, 2, 2), 20.)
     assert (P.segment(lambda images, check: (cls, masks), torch.zeros(1, 3, 4, 4)) == 1).all()
 
 
 def test_segment_enlarges_masks_before_it_squashes_them():
-    "A is sure on the left and doubtful on the right, B lukewarm everywhere: enlarged logits give A three of four columns."
+    """A is sure on the left and doubtful on the right, B lukewarm everywhere: enlarged logits give A three of
+    four columns."""
     cls = torch.eye(2, 3).mul(40).sub(20)[None]
     # enlarged: 20, 14.5, 3.5, -2
     masks = torch.tensor([[20., -2.], [.4, .4]]).view(1, 2, 1, 2).expand(1, 2, 2, 2)
@@ -285,7 +293,8 @@ def test_damaged_files_are_refused(name, tmp_path):
     key = sorted(good)[3]
     def refused(text):
         with pytest.raises(WeightsError, match=text): FILES[name](str(bad))
-    for content, why in ((b'', 'empty'), (b'<html>', 'web page'), (path.read_bytes()[:5000], 'damaged'), (b'\x80\x04N.', 'carry code')):
+    for content, why in ((b'', 'empty'), (b'<html>', 'web page'), (path.read_bytes()[:5000], 'damaged'),
+                         (b'\x80\x04N.', 'carry code')):
         bad.write_bytes(content); refused(why)
     save_file({k: v for k, v in good.items() if k != key}, bad); refused(f'{key} is missing')
     save_file({**good, 'one.more': torch.zeros(1)}, bad); refused('one.more does not belong there')
@@ -337,7 +346,7 @@ def test_offline_loaders_say_what_to_get(hub, monkeypatch):
 
 
 def test_openai_archive(tmp_path):
-    "Half precision inside a TorchScript archive, three whole numbers beside the tensors: OpenAI's layout, made small."
+    "Half precision in a TorchScript archive, three whole numbers beside the tensors: OpenAI's layout, small."
     net = P.tiny_clip_net()
     class Holder(nn.Module):
         def forward(self, x): return x
@@ -365,7 +374,8 @@ def test_vgg_file(tmp_path, monkeypatch):
     monkeypatch.setattr(P, 'vgg19_features', small)
     monkeypatch.setattr(P, 'fetch', lambda name: {'vgg19': path}[name])
     tensors = {f'features.{k}': v for k, v in small().state_dict().items()}
-    torch.save({**tensors, 'classifier.0.weight': torch.zeros(2, 2)}, path, _use_new_zipfile_serialization=False)
+    torch.save({**tensors, 'classifier.0.weight': torch.zeros(2, 2)}, path,
+               _use_new_zipfile_serialization=False)
     assert torch.equal(P.vgg19().net[0].weight, tensors['features.0.weight'])
     torch.save({k: v for k, v in tensors.items() if k != 'features.2.bias'}, path)
     with pytest.raises(WeightsError, match='features.2.bias is missing'): P.vgg19()
@@ -388,7 +398,8 @@ def test_mask2former_takes_a_file_that_fits_exactly(ade):
     assert segmenter(world(1))[0].shape == (1, 10, 151)
     good = load_file(ade)
     key = next(k for k in good if k.endswith('class_predictor.weight'))
-    for bad, text in (({k: v for k, v in good.items() if k != key}, f'{key} is missing'), ({**good, 'one.more': torch.zeros(1)}, 'one.more is unexpected'),
+    for bad, text in (({k: v for k, v in good.items() if k != key}, f'{key} is missing'),
+                      ({**good, 'one.more': torch.zeros(1)}, 'one.more is unexpected'),
                       ({**good, key: torch.zeros(3, 5)}, 'mismatched')):
         save_file(bad, ade, metadata={'format': 'pt'})
         with pytest.raises(WeightsError, match=text): P.load_segmenter('mask2former')
@@ -419,7 +430,8 @@ CLIP = T.ClipSettings.preset('lesson').but(scenes=32, steps=2, batch=8, crops=4,
 SEG = T.SegmenterSettings.preset('lesson').but(scenes=32, steps=2, batch=4, held_out=4)
 
 
-@pytest.mark.parametrize('train, cfg', [(T.train_clip, CLIP), (T.train_segmenter, SEG)], ids=['clip', 'segmenter'])
+@pytest.mark.parametrize('train, cfg', [(T.train_clip, CLIP), (T.train_segmenter, SEG)],
+                         ids=['clip', 'segmenter'])
 def test_training_is_a_function_of_its_seed(train, cfg, tmp_path):
     logs, scores = {n: [] for n in 'abc'}, {}
     for n in 'abc':
@@ -437,7 +449,8 @@ def test_training_is_a_function_of_its_seed(train, cfg, tmp_path):
     FILES[train.__name__.split('_')[1]](str(tmp_path/'a.safetensors'))             # loads
 
 
-@pytest.mark.parametrize('train, cfg', [(T.train_clip, CLIP), (T.train_segmenter, SEG)], ids=['clip', 'segmenter'])
+@pytest.mark.parametrize('train, cfg', [(T.train_clip, CLIP), (T.train_segmenter, SEG)],
+                         ids=['clip', 'segmenter'])
 def test_killed_training_goes_on(train, cfg, tmp_path, monkeypatch):
     "Four steps are two, a kill in the third, and two more; the caller's random numbers stay."
     monkeypatch.setattr(T, 'KEEP_EVERY', 2)
@@ -472,7 +485,8 @@ def test_state_of_another_training_is_not_taken(tmp_path, monkeypatch):
 
 
 def test_too_few_scenes_for_one_step():
-    for cls, values in ((T.ClipSettings, dict(scenes=32)), (T.ClipSettings, dict(scenes=55)), (T.SegmenterSettings, dict(scenes=32, batch=33))):
+    for cls, values in ((T.ClipSettings, dict(scenes=32)), (T.ClipSettings, dict(scenes=55)),
+                        (T.SegmenterSettings, dict(scenes=32, batch=33))):
         with pytest.raises(SettingsError, match='scenes = .* too few'): cls(**values)
     assert T.ClipSettings(scenes=56).batch == 48
 
@@ -525,9 +539,11 @@ class Lesson:
     lr: float = .1
 
 
-@pytest.mark.parametrize('slope', [lambda step: 5., lambda step: 500. if step % 2 else 5.], ids=['even', 'wild'])
+@pytest.mark.parametrize('slope', [lambda step: 5., lambda step: 500. if step % 2 else 5.],
+                         ids=['even', 'wild'])
 def test_teach_goes_down_by_the_scheduled_step_size(slope):
-    "A weight whose slope is cut to 1 moves by one step size each time: two steps of rise, then half a cosine down to a hundredth."
+    """A weight whose slope is cut to 1 moves by one step size each time: two steps of rise, then half a
+    cosine down to a hundredth."""
     net = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(net.weight)
     place, want = [], [0.]
@@ -581,7 +597,8 @@ def test_scenes_of_all_three_mixes_are_drawn():
 
 
 def test_mirrored_pictures_have_mirrored_labels(tmp_path, monkeypatch):
-    "A world in which the color says the class: picture and truth that reach the loss agree in every pixel. Layers are averaged."
+    """A world in which the color says the class: picture and truth that reach the loss agree in every pixel.
+    Layers are averaged."""
     kinds = torch.randint(0, 7, (40, 64, 64), generator=torch.Generator().manual_seed(0))
     picture = (kinds*20)[:, None].expand(-1, 3, -1, -1).byte()
     monkeypatch.setattr(T, 'drawn', lambda *a, **k: dict(photo=picture, anime=picture, labels=kinds.byte()))

@@ -75,7 +75,7 @@ class Halves(torch.nn.Module):
 
 @pytest.mark.parametrize('h, w', [(5, 7), (7, 5), (1, 1), (2, 9), (8, 11), (13, 12)])
 def test_what_is_cut_off_is_what_was_added(h, w):
-    "Sides that are no multiples of 4: each pixel comes back from its own place, not from the mirrored margin."
+    "Sides that are no multiples of 4: each pixel comes back from its own place, not from the margin."
     x = torch.rand(2, 3, h, w, generator=torch.Generator().manual_seed(h*100 + w))*2 - 1
     assert torch.equal(translate(Halves(), x), x*.5)
 
@@ -167,10 +167,13 @@ def test_device_and_precision_are_honoured_or_refused(net, tmp_path, way):
         if way == 'stylize': return stylize(path, weights, **asked)
         if way == 'folder': return stylize_folder(path, out, weights, progress=False, **asked)
         return S.stylize_file([path], out/'x.png', weights, **asked)
-    low, away = ResnetGenerator(ngf=4, n_blocks=1).to(torch.bfloat16), ResnetGenerator(ngf=4, n_blocks=1).to('meta')
+    low = ResnetGenerator(ngf=4, n_blocks=1).to(torch.bfloat16)
+    away = ResnetGenerator(ngf=4, n_blocks=1).to('meta')
     saved = save_translator(net, tmp_path/'g.safetensors')
-    for weights, asked, words in ((net, dict(precision='bf16'), 'holds torch.float32, but precision is .bf16.'),
-                                  (low, dict(precision='fp32'), 'holds torch.bfloat16, but precision is .fp32.'),
+    for weights, asked, words in ((net, dict(precision='bf16'),
+                                   'holds torch.float32, but precision is .bf16.'),
+                                  (low, dict(precision='fp32'),
+                                   'holds torch.bfloat16, but precision is .fp32.'),
                                   (away, dict(device='cpu'), 'is on meta, but device is .cpu.'),
                                   (net, dict(device='gpu0'), 'no device is called'),
                                   (saved, dict(precision='float32'), "use 'fp32' or 'bf16'"),
@@ -178,7 +181,8 @@ def test_device_and_precision_are_honoured_or_refused(net, tmp_path, way):
                                   (saved, dict(device='gpu0'), 'no device is called')):
         with pytest.raises(UserError, match=words): run(weights, **asked)
     assert not out.exists()
-    for weights, asked in ((net, dict(device='cpu', precision='fp32')), (low, dict(precision='bf16')), (low, {}),
+    for weights, asked in ((net, dict(device='cpu', precision='fp32')), (low, dict(precision='bf16')),
+                           (low, {}),
                            (saved, dict(device='cpu', precision='bf16'))): assert run(weights, **asked)
     assert S._ready(saved, 'cpu', 'bf16') is not S._ready(saved, 'cpu', None)
     assert next(S._ready(saved, 'cpu', 'bf16').parameters()).dtype == torch.bfloat16
@@ -242,7 +246,8 @@ def bad_files(folder, net):
     put('int.pth', 'float', obj={**state, 'model.4.bias': torch.zeros(8, dtype=torch.int64)})
     put('blur.pth', 'filt', obj={**state, 'model.7.filt': torch.zeros_like(state['model.7.filt'])})
     put('gray.pth', 'channels', obj=ResnetGenerator(in_ch=1, out_ch=3, ngf=4, n_blocks=1).state_dict())
-    wide = {k: torch.zeros(1).expand((100_000, 3, 7, 7) if k == 'model.1.weight' else v.shape) for k, v in state.items()}
+    wide = {k: torch.zeros(1).expand(v.shape) for k, v in state.items()}
+    wide['model.1.weight'] = torch.zeros(1).expand(100_000, 3, 7, 7)
     put('wide.pth', 'sense', obj=wide)
     with zipfile.ZipFile(folder/'zip.pth', 'w') as z: z.writestr('a/readme.txt', 'hello')
     files['zip.pth'] = folder/'zip.pth', 'damaged'
@@ -317,7 +322,8 @@ def test_names_never_collide(net, tmp_path):
     assert report.ok and len(names) == len({n.casefold() for n in names}) == 8
     assert {'z.png', 's/y.jpg.png', 's/y.webp.png', 't.x/q.png'} <= names
     b = tmp_path/'b'; b.mkdir(); photo(8, 8).save(b/'z.jpg')
-    report = stylize_folder([a, b, a/'z.jpeg', tmp_path/'nowhere', b/'z.jpg'], tmp_path/'o2', net, progress=False)
+    report = stylize_folder([a, b, a/'z.jpeg', tmp_path/'nowhere', b/'z.jpg'], tmp_path/'o2', net,
+                            progress=False)
     assert {'a/z.png', 'b/z.png'} <= outputs(report, tmp_path/'o2') and len(report.done) == 9
     assert [f.path.name for f in report.failed] == ['nowhere']
 
@@ -404,8 +410,10 @@ def test_one_file_bad_requests(net, tmp_path):
     photo(9, 12).save(tmp_path/'q.png')
     (tmp_path/'words.png').write_text('words')
     before = (tmp_path/'p.png').read_bytes()
-    for given, out, words in (([tmp_path/'p.png', tmp_path/'q.png'], 'x.png', 'give a folder'), ([tmp_path], 'x.png', 'give a folder'),
-                              ([tmp_path/'p.png'], 'x.html', 'we write'), ([tmp_path/'p.png'], 'p.png', 'the photo itself')):
+    for given, out, words in (([tmp_path/'p.png', tmp_path/'q.png'], 'x.png', 'give a folder'),
+                              ([tmp_path], 'x.png', 'give a folder'),
+                              ([tmp_path/'p.png'], 'x.html', 'we write'),
+                              ([tmp_path/'p.png'], 'p.png', 'the photo itself')):
         with pytest.raises(UserError, match=words): S.stylize_file(given, tmp_path/out, net)
     report = S.stylize_file([tmp_path/'words.png'], tmp_path/'x.png', net)
     assert not report.ok and 'text' in report.failed[0].reason and not (tmp_path/'x.png').exists()
@@ -416,7 +424,8 @@ def test_larger_photos_need_to_be_asked_for(net, tmp_path):
     photo(20, 30).save(tmp_path/'p.png')
     with pytest.raises(UserError, match='max-pixels'): stylize(tmp_path/'p.png', net, max_pixels=599)
     assert stylize(tmp_path/'p.png', net, max_pixels=600).size == (30, 20)
-    assert 'max-pixels' in stylize_folder(tmp_path/'p.png', tmp_path/'out', net, progress=False, max_pixels=599).failed[0].reason
+    assert 'max-pixels' in stylize_folder(tmp_path/'p.png', tmp_path/'out', net, progress=False,
+                                          max_pixels=599).failed[0].reason
 
 
 def test_a_disk_without_permissions_takes_scenes(net, tmp_path, monkeypatch):
@@ -439,8 +448,11 @@ def test_files_have_the_permissions_of_any_other_file(net, tmp_path):
     assert {oct(p.stat().st_mode) for p in tmp_path.iterdir() if p.is_file()} == {oct(0o100640)}
 
 
-@pytest.mark.parametrize('wrap', [lambda sd: {f'module.{k}': v for k, v in sd.items()}, lambda sd: {f'_orig_mod.module.{k}': v for k, v in sd.items()},
-                                  lambda sd: {k: torch.nn.Parameter(v) for k, v in sd.items()}], ids=['DataParallel', 'compiled', 'parameters'])
+@pytest.mark.parametrize('wrap',
+                         [lambda sd: {f'module.{k}': v for k, v in sd.items()},
+                          lambda sd: {f'_orig_mod.module.{k}': v for k, v in sd.items()},
+                          lambda sd: {k: torch.nn.Parameter(v) for k, v in sd.items()}],
+                         ids=['DataParallel', 'compiled', 'parameters'])
 def test_wrapped_weights_load(net, tmp_path, wrap):
     torch.save(wrap(net.state_dict()), tmp_path/'w.pth')
     loaded = load_translator(tmp_path/'w.pth')

@@ -59,7 +59,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     data = np.random.default_rng(5).bytes(300_000)
     s = Server(data)
-    remote = Remote(f'http://127.0.0.1:{s.server_port}/toy.bin', len(data), hashlib.sha256(data).hexdigest(), 'toy license')
+    remote = Remote(f'http://127.0.0.1:{s.server_port}/toy.bin', len(data), hashlib.sha256(data).hexdigest(),
+                    'toy license')
     monkeypatch.setitem(REGISTRY, 'toy', remote)
     yield s
     s.shutdown(); s.server_close()
@@ -159,7 +160,8 @@ def test_weights_by_name(server, home, tmp_path, monkeypatch):
     net = ResnetGenerator(ngf=4, n_blocks=1).eval()
     save_translator(net, tmp_path/'g.safetensors')
     server.data = (tmp_path/'g.safetensors').read_bytes()
-    monkeypatch.setitem(REGISTRY, 'toy', Remote(REGISTRY['toy'].url, len(server.data), hashlib.sha256(server.data).hexdigest(), ''))
+    digits = hashlib.sha256(server.data).hexdigest()
+    monkeypatch.setitem(REGISTRY, 'toy', Remote(REGISTRY['toy'].url, len(server.data), digits, ''))
     im = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
     for _ in range(2):
         assert np.array_equal(np.asarray(stylize(im, 'toy', 'cpu')), np.asarray(stylize(im, net)))
@@ -248,7 +250,8 @@ def test_nobody_has_a_cache(hub, monkeypatch):
 def unpinned(server, tmp_path, monkeypatch):
     torch.save({'a': torch.randn(300, 300)}, tmp_path/'a.pt')
     server.data = (tmp_path/'a.pt').read_bytes()
-    monkeypatch.setitem(REGISTRY, 'toy', Remote(f'http://127.0.0.1:{server.server_port}/toy.pt', 0, '', 'toy license', 'stylegan'))
+    remote = Remote(f'http://127.0.0.1:{server.server_port}/toy.pt', 0, '', 'toy license', 'stylegan')
+    monkeypatch.setitem(REGISTRY, 'toy', remote)
     return server
 
 
@@ -282,7 +285,8 @@ def test_unpinned_download_goes_on_and_is_checked(unpinned, home):
     (home/'toy.pt.part').write_bytes(b'x'*70_000)                        # another file's beginning
     assert fetch('toy').read_bytes() == unpinned.data
     (home/'toy.pt').unlink(); (home/'toy.pt.sha256').unlink()
-    for wrong, words in ((b'<html>sorry</html>', 'web page'), (unpinned.data[:-50], 'cut short'), (b'', 'offers an unknown')):
+    for wrong, words in ((b'<html>sorry</html>', 'web page'), (unpinned.data[:-50], 'cut short'),
+                         (b'', 'offers an unknown')):
         unpinned.data = wrong
         with pytest.raises(WeightsError, match=words): fetch('toy')
         assert not (home/'toy.pt').exists() and not (home/'toy.pt.sha256').exists()
@@ -319,7 +323,8 @@ class Mine:
 
 
 @pytest.mark.parametrize('hide', [
-    lambda e: {'g_ema': e}, lambda e: argparse.Namespace(size=e), lambda e: {'args': argparse.Namespace(a=[{'b': e}])},
+    lambda e: {'g_ema': e}, lambda e: argparse.Namespace(size=e),
+    lambda e: {'args': argparse.Namespace(a=[{'b': e}])},
     lambda e: [e], lambda e: {'x': (e,)}])
 def test_code_is_never_run(tmp_path, hide):
     torch.save(hide(Evil(tmp_path/'ran')), tmp_path/'x.pt')
@@ -375,9 +380,10 @@ def test_registry_entry():
 
 
 def test_registry_entries_of_the_judges():
-    "CLIP's file is a program, which is opened after all 64 digits were compared; torchvision publishes eight."
+    "CLIP's file is a program, opened after all 64 digits were compared; torchvision publishes eight."
     digits = {'vit-b-32': 64, 'inception': 64, 'vgg19': 8, 'vgg16': 8, 'raft-small': 8}
-    kinds = {'vit-b-32': 'clip', 'inception': 'features', 'vgg19': 'perceptual', 'vgg16': 'perceptual', 'raft-small': 'flow'}
+    kinds = {'vit-b-32': 'clip', 'inception': 'features', 'vgg19': 'perceptual', 'vgg16': 'perceptual',
+             'raft-small': 'flow'}
     assert set(digits) == {name for name, r in REGISTRY.items() if r.shared}
     for name, number in digits.items():
         r = REGISTRY[name]
