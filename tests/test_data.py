@@ -420,6 +420,14 @@ def test_find_images(tmp_path):
     assert find_images(tmp_path/'named')                      # a link that you name yourself is followed
 
 
+def test_a_folder_is_listed_under_its_own_name(tmp_path):
+    "Not under that of a link to it, though the link comes first in the alphabet."
+    (tmp_path/'true').mkdir()
+    picture().save(tmp_path/'true'/'x.png')
+    os.symlink(tmp_path/'true', tmp_path/'a_link')
+    assert find_images(tmp_path) == [tmp_path/'true'/'x.png']
+
+
 def test_linked_folders_are_read_once(tmp_path):
     for name in ('photos/own.jpg', 'store/linked.jpg'):
         (tmp_path/name).parent.mkdir(exist_ok=True); picture().save(tmp_path/name)

@@ -1,5 +1,5 @@
 "Weights: downloads that break off, lie or are altered; files that carry code; names. No network access."
-import argparse, errno, hashlib, http.server, os, pickle, threading, zipfile
+import argparse, contextlib, errno, hashlib, http.server, os, pickle, threading, zipfile
 
 import numpy as np
 import pytest
@@ -117,6 +117,25 @@ def test_altered_long_and_short(server, home, mode):
     assert names(home) == set()
     server.data = data
     assert fetch('toy').read_bytes() == data
+
+
+def test_another_size_is_refused_before_the_first_byte(server, home):
+    server.data += b'more'
+    with pytest.raises(WeightsError, match='offers 300,004 bytes.*another file stands there now'): fetch('toy')
+    assert names(home) == set()
+
+
+def test_an_endless_answer_is_left(server, home, monkeypatch):
+    class Endless(contextlib.nullcontext):
+        status, headers, blocks = 200, {}, 0
+        def __enter__(self): return self
+        def read(self, n):
+            self.blocks += 1
+            assert self.blocks < 8, 'five blocks are more than the 300,000 bytes that were promised'
+            return bytes(n)
+    monkeypatch.setattr(W, '_open_url', lambda url, start: Endless())
+    with pytest.raises(WeightsError, match='more than the expected 300,000 bytes'): fetch('toy')
+    assert names(home) == set()
 
 
 def test_refusals(server, home, monkeypatch):
