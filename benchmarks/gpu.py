@@ -488,8 +488,8 @@ def check_stylize(kit):
     from scenimefy.world import HELD_OUT, render, scenes
     photo = to_image(render(scenes([HELD_OUT]), 128, 'photo')[0]).crop((0, 0, 127, 97))
     levels = lambda device, precision: np.asarray(stylize(photo, 'tiny', device, precision)).astype(float)
-    cpu, numbers = levels('cpu', 'float32'), []
-    for precision, largest, mean in (('float32', 2, .1), ('bfloat16', 64, 3)):
+    cpu, numbers = levels('cpu', 'fp32'), []
+    for precision, largest, mean in (('fp32', 2, .1), ('bf16', 64, 3)):
         off = abs(levels(kit.device, precision) - cpu)
         numbers += [(f'{precision}: largest, levels', off.max(), largest),
                     (f'{precision}: mean, levels', off.mean(), mean)]
@@ -841,7 +841,7 @@ def translator_plan(kit):
     "Go on with the bundled translator by its own recipe, more images a step."
     from scenimefy.bake import translator_scores
     from scenimefy.semisup import Run, SemisupSettings
-    from scenimefy.stylize import load_translator
+    from scenimefy.translator import load_translator
     from scenimefy.weights import find_weights
     cfg = settings_of(find_weights('tiny'), SemisupSettings).but(batch=kit.size.train_batch, **common(kit))
     if kit.tiny: cfg = cfg.but(size=32, load_size=48, epochs=2)

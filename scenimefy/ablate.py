@@ -30,7 +30,7 @@ from .selection import (SelectSettings, StyleganPairs, agreement, digest, lbce_r
                                  semantic_scores)
 from .semisup import SemisupSettings, train
 from .stylegan import load_stylegan
-from .stylize import load_translator
+from .translator import load_translator
 from .world import HELD_OUT, render, scenes, write_world
 
 # %% ../nbs/12_ablate.ipynb #exp-rows

@@ -26,9 +26,8 @@ from .semisup import SemisupSettings, train
 from .runs import History
 from .pretrain import PretrainSettings, pretrain
 from .stylegan import load_stylegan, read_stylegan, save_stylegan
-from .stylize import load_translator
 from .teachers import ClipSettings, SegmenterSettings, train_clip, train_segmenter
-from .translator import save_translator
+from .translator import load_translator, save_translator
 from .world import HELD_OUT, is_daytime, render, scenes, write_world
 
 # %% ../nbs/14_bake.ipynb #exp-kitchen

@@ -24,7 +24,7 @@ from .losses import lsgan, patch_nce
 from .priors import load_clip
 from .runs import descend, frozen, run_training
 from .semisup import TERMS, Run, SemisupSettings, draw_ids, over_taps, term_weights, train
-from .stylize import load_translator
+from .translator import load_translator
 
 # %% ../nbs/12b_baselines.ipynb #exp-published
 PUBLISHED_1 = {'photo': 121.807, 'CartoonGAN': 67.2, 'AnimeGAN': 67.739, 'Scenimefy': 48.922}  # FID

@@ -477,8 +477,7 @@ def bundled_findings() -> list:
     "Our own networks, each loaded once."
     from scenimefy.priors import load_clip, load_segmenter
     from scenimefy.stylegan import load_stylegan
-    from scenimefy.stylize import load_translator
-    from scenimefy.translator import count_parameters
+    from scenimefy.translator import count_parameters, load_translator
     found = []
     for what, load, name in (('translator', load_translator, 'tiny'), ('stylegan', load_stylegan, 'tiny'),
                              ('stylegan', load_stylegan, 'tiny-anime'), ('clip', load_clip, 'tiny'),
@@ -490,13 +489,16 @@ def bundled_findings() -> list:
 
 def weights_findings() -> list:
     "The networks in the package, and which of the others are in the cache."
-    from scenimefy.weights import REGISTRY, weights_home
+    from scenimefy.weights import REGISTRY, kept_at, weights_home
     found = bundled_findings()
     try: home = weights_home()
     except Exception as e: return found + [(NOTE, 'cache folder', one_line(e))]
     found.append((FINE, 'cache folder', str(home)))
     for name, remote in REGISTRY.items():
-        file = home/remote.file
+        try: file = kept_at(name)
+        except Exception as e:
+            found.append((NOTE, f'weights {name}', one_line(e)))
+            continue
         state = FINE, str(file)
         if not file.exists(): state = NOTE, 'not here yet; fetched on first use' + f' ({remote.size/1e6:.0f} MB)'*bool(remote.size)
         elif remote.size and file.stat().st_size != remote.size: state = BROKEN, f'{file} has the wrong size; delete it'

@@ -27,7 +27,8 @@ from .runs import Stopped, read_history
 from .selection import (SelectSettings, StyleganPairs, choose, examples, make_pairs, pair_html,
                                  read_scores)
 from .semisup import SemisupSettings, train
-from .stylize import load_translator, stylize
+from .stylize import stylize
+from .translator import load_translator
 from .world import HELD_OUT, caption, is_daytime, render, scenes, write_world
 
 # %% ../nbs/14b_demo.ipynb #exp-settings

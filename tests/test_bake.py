@@ -11,21 +11,22 @@ from safetensors.torch import save_file
 from scenimefy import bake as baking
 from scenimefy.bake import ABOUT, GAN, MEANING, PHASES, RECIPES, BakeSettings, Kitchen, bake, pair_scores, translator_scores, write_card
 from scenimefy.core import SettingsError, UserError
-from scenimefy.priors import bundled, load_clip, load_segmenter
+from scenimefy.priors import load_clip, load_segmenter
 from scenimefy.runs import read_lines
 from scenimefy.pretrain import PretrainSettings
 from scenimefy.stylegan import load_discriminator, load_stylegan
-from scenimefy.stylize import load_translator
 from scenimefy.teachers import clip_scores, segmenter_scores
+from scenimefy.translator import load_translator
+from scenimefy.weights import PACKAGE
 from scenimefy.world import HELD_OUT, render, scenes
 
 LIMIT = 12*2**20
 
 
 def test_all_is_there_and_small():
-    files = [bundled(name) for name in RECIPES]
+    files = [PACKAGE/f'{name}.safetensors' for name in RECIPES]
     assert len(files) == 5 and all(f.exists() for f in files)
-    assert sum(f.stat().st_size for f in bundled('tiny').parent.iterdir()) <= LIMIT
+    assert sum(f.stat().st_size for f in PACKAGE.iterdir()) <= LIMIT
     for f in files:
         with safe_open(f, 'pt') as opened:
             kinds = {opened.get_tensor(k).dtype for k in opened.keys()}
@@ -36,8 +37,8 @@ def test_all_is_there_and_small():
 
 @pytest.mark.parametrize('name', RECIPES)
 def test_every_file_has_a_card(name):
-    card = bundled(name).with_suffix('.md').read_text()
-    with safe_open(bundled(name), 'pt') as opened: about = opened.metadata()
+    card = (PACKAGE/f'{name}.md').read_text()
+    with safe_open(PACKAGE/f'{name}.safetensors', 'pt') as opened: about = opened.metadata()
     settings, scores = json.loads(about['settings']), json.loads(about['scores'])
     assert ABOUT[name][3] in card and f'scenimefy bake {name}' in card and f"seed {settings['seed']}" in card
     numbers = {k: v for k, v in scores.items() if not isinstance(v, dict)}

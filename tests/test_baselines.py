@@ -224,7 +224,7 @@ def test_two_lives_equal_one(world, tmp_path, name):
 
 
 def test_the_result_is_a_translator_that_stylize_reads(world, tmp_path):
-    from scenimefy.stylize import load_translator
+    from scenimefy.translator import load_translator
     made = run_training(start(world, 'CartoonGAN', tmp_path/'r'))
     assert load_translator(made)(torch.zeros(1, 3, 32, 32)).shape == (1, 3, 32, 32)
 

@@ -16,10 +16,9 @@ from scenimefy.priors import save_half, tiny_segmenter_net
 from scenimefy.runs import Stopped, read_history
 from scenimefy.selection import Selected, SelectSettings
 from scenimefy.semisup import SemisupSettings
-from scenimefy.stylegan import Discriminator, Generator, save_stylegan
 from scenimefy.pretrain import PretrainSettings
-from scenimefy.stylize import load_translator, save_translator
-from scenimefy.translator import ResnetGenerator
+from scenimefy.stylegan import Discriminator, Generator, save_stylegan
+from scenimefy.translator import ResnetGenerator, load_translator, save_translator
 
 PROGRAM = [sys.executable, '-c', 'from scenimefy.cli import main; main()']
 SMALL = ('--preset tiny --size 16 --load-size 16 --batch 1 --ngf 4 --ndf 4 --n-blocks 5 --n-layers 1 --head-dim 8 '
@@ -503,6 +502,10 @@ def test_nobody_home(monkeypatch, tmp_path):
     with pytest.raises(WeightsError, match='SCENIMEFY_HOME'): weights_home()
     monkeypatch.setattr(cli, 'bundled_findings', list)
     assert [mark for mark, *_ in cli.weights_findings()] == [cli.NOTE]
+    monkeypatch.setenv('SCENIMEFY_HOME', str(tmp_path))            # torch has a cache of its own
+    monkeypatch.setattr('torch.hub.get_dir', lambda: '~/.cache/torch/hub')
+    notes = {what: text for mark, what, text, *_ in cli.weights_findings() if mark == cli.NOTE}
+    assert 'TORCH_HOME' in notes['weights vgg19'] and 'first use' in notes['weights shinkai']
 
 def test_a_drive_that_is_unplugged_ends_the_program(pictures, tmp_path):
     "Readers in processes of their own fail: one line, the state is saved, and the program ends."

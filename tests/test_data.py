@@ -31,7 +31,8 @@ def save(im, path, **kw): im.save(path, **kw); return path
 
 # ---------------------------------------------------------------- modes and depths
 TURNS = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-         5: lambda a: a.transpose(1, 0, 2), 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+         5: lambda a: a.transpose(1, 0, 2), 6: lambda a: np.rot90(a, -1),
+         7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
          8: lambda a: np.rot90(a)}
 
 
@@ -40,7 +41,7 @@ def test_exif_orientation(tmp_path, suffix):
     for value, turn in TURNS.items():
         tag = Image.Exif(); tag[0x0112] = value
         path = save(picture(), tmp_path/f'{value}{suffix}', exif=tag,
-                    **({'lossless': True} if suffix == '.webp' else {'quality': 98} if suffix == '.jpg' else {}))
+                    **{'.webp': dict(lossless=True), '.jpg': dict(quality=98)}.get(suffix, {}))
         got, want = arr(read_image(path)), turn(arr(picture()))
         assert got.shape == want.shape, value
         assert np.abs(got - want).mean() < (4 if suffix == '.jpg' else .01), value
@@ -50,8 +51,15 @@ def test_exif_nonsense_and_metadata(tmp_path):
     for value in (0, 9, 77):
         tag = Image.Exif(); tag[0x0112] = value
         assert np.array_equal(arr(read_image(save(picture(), tmp_path/'a.png', exif=tag))), arr(picture()))
-    picture().save(tmp_path/'b.jpg', exif=b'Exif\0\0II*\0\xff\xff\xff\xff broken')
-    assert read_image(tmp_path/'b.jpg').size == (24, 16)
+    for broken in (b'II*\0\xff\xff\xff\xff broken', b'XX*\0 no such order of bytes', b'MM\0*\0\0'):
+        picture().save(tmp_path/'b.jpg', exif=b'Exif\0\0' + broken)
+        assert read_image(tmp_path/'b.jpg').size == (24, 16), broken
+    tag = Image.Exif(); tag[0x0112] = 6; tag[0x010e] = 'seven w'
+    text, fraction = b'\x01\x0e\0\x02\0\0\0\x08', b'\x01\x0e\0\x05\0\0\0\x01'
+    odd = tag.tobytes().replace(text, fraction)  # words that are called a fraction
+    assert odd != tag.tobytes()
+    picture().save(tmp_path/'d.jpg', exif=odd)
+    assert read_image(tmp_path/'d.jpg').size == (16, 24)  # the turn does not suffer from that
     tag = Image.Exif(); tag[0x0112] = 6; tag.get_ifd(0x8825)[1] = 'N'
     out = read_image(save(picture(), tmp_path/'c.jpg', exif=tag))
     assert not out.info and not dict(out.getexif())    # no second turn, no position leaves the machine
@@ -61,11 +69,14 @@ def test_exif_nonsense_and_metadata(tmp_path):
     ('1.png', picture().convert('1')), ('1.tif', picture().convert('1')), ('L.png', picture().convert('L')),
     ('L.jpg', picture().convert('L')), ('LA.png', picture().convert('LA')), ('P.png', picture().quantize(64)),
     ('P.gif', picture().quantize(64)), ('P.bmp', picture().quantize(64)), ('RGB.png', picture()),
-    ('RGB.bmp', picture()), ('RGB.ppm', picture()), ('RGB.tif', picture()), ('RGBA.png', picture().convert('RGBA')),
+    ('RGB.bmp', picture()), ('RGB.ppm', picture()), ('RGB.tif', picture()),
+    ('RGBA.png', picture().convert('RGBA')),
     ('RGBA.tif', picture().convert('RGBA')), ('CMYK.tif', picture().convert('CMYK')),
-    ('CMYK.jpg', picture().convert('CMYK')), ('YCbCr.tif', picture().convert('YCbCr')), ('LAB.tif', picture().convert('LAB'))])
+    ('CMYK.jpg', picture().convert('CMYK')), ('YCbCr.tif', picture().convert('YCbCr')),
+    ('LAB.tif', picture().convert('LAB'))])
 def test_modes_look_like_the_picture(tmp_path, name, im):
-    if name == 'YCbCr.tif' and PIL.__version__ < '11': pytest.skip('older Pillow cannot read its own YCbCr TIFF')
+    if name == 'YCbCr.tif' and PIL.__version__ < '11':
+        pytest.skip('older Pillow cannot read its own YCbCr TIFF')
     path = save(im, tmp_path/name)
     opaque = arr(im.convert('RGB'))
     for alpha in (False, True):
@@ -113,7 +124,8 @@ def test_a_lamp_does_not_turn_a_float_picture_black(tmp_path):
     levels = np.full((10, 20), .5, dtype=np.float32)
     levels[0, :4] = 9
     Image.fromarray(levels).save(tmp_path/'lamp.tif')
-    with pytest.warns(UserWarning, match='levels reach 9; we take 1 for white'): out = arr(read_image(tmp_path/'lamp.tif'))[..., 0]
+    with pytest.warns(UserWarning, match='levels reach 9; we take 1 for white'):
+        out = arr(read_image(tmp_path/'lamp.tif'))[..., 0]
     assert out[0, 0] == 255 and out[1, 0] == 128
     stars = np.zeros((10, 20), dtype=np.float32)
     stars[::2] = 40
@@ -125,24 +137,28 @@ def test_a_lamp_does_not_turn_a_float_picture_black(tmp_path):
 def test_transparency_of_every_kind(tmp_path):
     red = (255, 0, 0)
     indexed = Image.new('P', (2, 1)); indexed.putpalette([*red, 0, 0, 255]); indexed.putpixel((1, 0), 1)
-    files = {'int.png': (indexed, dict(transparency=1)), 'bytes.png': (indexed, dict(transparency=b'\xff\x00')),
+    files = {'int.png': (indexed, dict(transparency=1)),
+             'bytes.png': (indexed, dict(transparency=b'\xff\x00')),
              'int.gif': (indexed, dict(transparency=1))}
     key = Image.new('RGB', (2, 1), red); key.putpixel((1, 0), (0, 0, 255))
     files['key.png'] = (key, dict(transparency=(0, 0, 255)))
     rgba = key.convert('RGBA'); rgba.putalpha(Image.fromarray(np.array([[255, 0]], dtype=np.uint8)))
-    files |= {'rgba.png': (rgba, {}), 'rgba.webp': (rgba, dict(lossless=True, exact=True)), 'rgba.tif': (rgba, {})}
+    files |= {'rgba.png': (rgba, {}), 'rgba.webp': (rgba, dict(lossless=True, exact=True)),
+              'rgba.tif': (rgba, {})}
     for name, (im, kw) in files.items():
         im.save(tmp_path/name, **kw)
         flat, kept = read_image(tmp_path/name), read_image(tmp_path/name, alpha=True)
         assert flat.mode == 'RGB' and kept.mode == 'RGBA', name
         assert flat.getpixel((0, 0)) == red and flat.getpixel((1, 0)) == (255, 255, 255), name
         assert kept.getpixel((0, 0)) == (*red, 255) and kept.getpixel((1, 0))[3] == 0, name
-    gray = Image.fromarray(np.array([[10, 200]], dtype=np.uint8)); gray.save(tmp_path/'gray.png', transparency=200)
+    gray = Image.fromarray(np.array([[10, 200]], dtype=np.uint8))
+    gray.save(tmp_path/'gray.png', transparency=200)
     assert arr(read_image(tmp_path/'gray.png'))[0, :, 0].tolist() == [10, 255]
     half = Image.new('RGBA', (1, 1), (0, 0, 0, 128)); half.save(tmp_path/'half.png')
     assert abs(read_image(tmp_path/'half.png').getpixel((0, 0))[0] - 127) <= 1
     for mode in ('La', 'RGBa', 'PA', 'HSV', 'RGBX'):      # modes that only a program can hand over
-        im = picture().convert('LA' if mode == 'La' else 'RGBA' if mode == 'RGBa' else 'P' if mode == 'PA' else 'RGB').convert(mode)
+        first = dict(La='LA', RGBa='RGBA', PA='P').get(mode, 'RGB')
+        im = picture().convert(first).convert(mode)
         assert as_rgb(im).mode == 'RGB', mode
 
 
@@ -169,9 +185,11 @@ def test_icc(tmp_path):
     assert np.abs(arr(out) - arr(paletted.convert('RGB'))[..., [1, 0, 2]]).max() <= 3
     for mode in ('L', 'CMYK'):                                            # a profile of the wrong kind
         im = picture().convert(mode)
-        assert np.array_equal(arr(read_image(save(im, tmp_path/'c.tif', icc_profile=swap))), arr(im.convert('RGB')))
+        assert np.array_equal(arr(read_image(save(im, tmp_path/'c.tif', icc_profile=swap))),
+                              arr(im.convert('RGB')))
     for junk in (b'x', swap[:150], bytes(500)):
-        assert np.array_equal(arr(read_image(save(picture(), tmp_path/'d.png', icc_profile=junk))), arr(picture()))
+        assert np.array_equal(arr(read_image(save(picture(), tmp_path/'d.png', icc_profile=junk))),
+                              arr(picture()))
 
 
 def test_the_given_picture_is_not_changed():
@@ -208,7 +226,8 @@ def test_truncation_is_an_error_that_says_so(tmp_path, fmt):
     for part in (.02, .3, .6, .95):
         (tmp_path/'x.jpg').write_bytes(whole[:int(part*len(whole))])
         with pytest.raises(ImageError) as e: read_image(tmp_path/'x.jpg')
-        assert 'ends early' in e.value.reason and 'x.jpg' in str(e.value) and '\n' not in str(e.value), (part, str(e.value))
+        text = str(e.value)
+        assert 'ends early' in e.value.reason and 'x.jpg' in text and '\n' not in text, (part, text)
     progressive = encoded(noisy(), 'JPEG', progressive=True)
     (tmp_path/'p.jpg').write_bytes(progressive[:len(progressive)//2])
     with pytest.raises(ImageError, match='ends early'): read_image(tmp_path/'p.jpg')
@@ -221,9 +240,13 @@ def test_any_damage_gives_a_picture_or_an_image_error(tmp_path):
         whole = encoded(picture(), fmt)
         for _ in range(60):
             b = bytearray(whole)
-            for _ in range(rnd.choice((1, 3, 10))): b[rnd.randrange(min(len(b), 200) if rnd.random() < .7 else len(b))] = rnd.randrange(256)
+            for _ in range(rnd.choice((1, 3, 10))):
+                b[rnd.randrange(min(len(b), 200) if rnd.random() < .7 else len(b))] = rnd.randrange(256)
             (tmp_path/'x').write_bytes(b[:rnd.choice((len(b), len(b), rnd.randrange(1, len(b))))])
-            try: out = read_image(tmp_path/'x', max_pixels=10_000_000); outcomes.append(True); assert out.mode == 'RGB'
+            try:
+                out = read_image(tmp_path/'x', max_pixels=10_000_000)
+                outcomes.append(True)
+                assert out.mode == 'RGB'
             except ImageError as e: outcomes.append(False); assert e.reason and '\n' not in str(e)
     assert len(outcomes) == 420 and 50 < sum(outcomes) < 400
 
@@ -239,7 +262,9 @@ def test_what_is_it_instead(tmp_path, content, words):
     with pytest.raises(ImageError, match=words): read_image(tmp_path/'x.jpg')
 
 
-@pytest.mark.parametrize('content,words', [(b'\0\0\0\x18ftypheic\0\0\0\0', 'HEIC.*pillow-heif'), (b'\xff\x0a' + bytes(50), 'JPEG XL.*pip install')])
+@pytest.mark.parametrize('content,words',
+                         [(b'\0\0\0\x18ftypheic\0\0\0\0', 'HEIC.*pillow-heif'),
+                          (b'\xff\x0a' + bytes(50), 'JPEG XL.*pip install')])
 def test_a_missing_plugin_is_named(tmp_path, monkeypatch, content, words):
     monkeypatch.setattr(data, '_decoders', lambda: ['JPEG', 'PNG'])
     (tmp_path/'x.jpg').write_bytes(content)
@@ -263,7 +288,8 @@ def test_jpeg_without_its_end_marker(tmp_path):
         whole = (tmp_path/'whole.jpg').read_bytes()
         for cut in (1, 2):
             (tmp_path/'cut.jpg').write_bytes(whole[:-cut])
-            assert np.array_equal(arr(read_image(tmp_path/'cut.jpg')), arr(read_image(tmp_path/'whole.jpg'))), (side, options)
+            assert np.array_equal(arr(read_image(tmp_path/'cut.jpg')),
+                                  arr(read_image(tmp_path/'whole.jpg'))), (side, options)
         if side == 8: continue
         for share in (.5, .8, .9):
             (tmp_path/'cut.jpg').write_bytes(whole[:int(len(whole)*share)])
@@ -272,13 +298,18 @@ def test_jpeg_without_its_end_marker(tmp_path):
 
 def test_only_the_first_frame_is_said(tmp_path):
     a, b = picture(), picture().rotate(90)
-    a.save(tmp_path/'x.gif', save_all=True, append_images=[b, a]); a.save(tmp_path/'x.tif', save_all=True, append_images=[b])
-    a.save(tmp_path/'x.mpo', save_all=True, append_images=[b]); a.save(tmp_path/'x.webp', save_all=True, append_images=[b])
+    a.save(tmp_path/'x.gif', save_all=True, append_images=[b, a])
+    a.save(tmp_path/'x.tif', save_all=True, append_images=[b])
+    a.save(tmp_path/'x.mpo', save_all=True, append_images=[b])
+    a.save(tmp_path/'x.webp', save_all=True, append_images=[b])
     for name, frames in (('x.gif', 3), ('x.tif', 2), ('x.webp', 2)):
-        with pytest.warns(UserWarning, match=f'{name}: it holds {frames} frames or pages, and only the first'): read_image(tmp_path/name)
+        with pytest.warns(UserWarning,
+                          match=f'{name}: it holds {frames} frames or pages, and only the first'):
+            read_image(tmp_path/name)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        assert read_image(tmp_path/'x.mpo').size == a.size               # the second picture of an MPO is an aid of the camera
+        # the second picture of an MPO is an aid of the camera
+        assert read_image(tmp_path/'x.mpo').size == a.size
 
 
 def test_large_metadata_of_a_png(tmp_path):
@@ -290,18 +321,22 @@ def test_large_metadata_of_a_png(tmp_path):
     info = PngImagePlugin.PngInfo()
     info.add_itxt('bomb', 'y'*70_000_000, zip=True)
     picture().save(tmp_path/'bomb.png', pnginfo=info)
-    with pytest.raises(ImageError, match='metadata unpack to more than 64 MiB'): read_image(tmp_path/'bomb.png')
+    with pytest.raises(ImageError, match='metadata unpack to more than 64 MiB'):
+        read_image(tmp_path/'bomb.png')
     assert (PngImagePlugin.MAX_TEXT_CHUNK, Image.MAX_IMAGE_PIXELS) == before
 
 
 def test_a_float_tiff_of_three_channels_is_refused_as_what_it_is(tmp_path):
     w, h, numbers = 4, 3, np.linspace(0, 1, 36, dtype='<f4').tobytes()
     at = 8 + 2 + 12*10 + 4
-    tags = [(256, 4, 1, w), (257, 4, 1, h), (258, 3, 3, at), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, at + 12), (277, 3, 1, 3),
+    tags = [(256, 4, 1, w), (257, 4, 1, h), (258, 3, 3, at), (259, 3, 1, 1), (262, 3, 1, 2),
+            (273, 4, 1, at + 12), (277, 3, 1, 3),
             (278, 4, 1, h), (279, 4, 1, len(numbers)), (339, 3, 3, at + 6)]
-    (tmp_path/'x.tif').write_bytes(b'II*\0\x08\0\0\0' + struct.pack('<H', 10) + b''.join(struct.pack('<HHII', *t) for t in tags)
+    table = b''.join(struct.pack('<HHII', *t) for t in tags)
+    (tmp_path/'x.tif').write_bytes(b'II*\0\x08\0\0\0' + struct.pack('<H', 10) + table
                                    + bytes(4) + struct.pack('<6H', 32, 32, 32, 3, 3, 3) + numbers)
-    with pytest.raises(ImageError, match='3 × 32-bit float numbers a pixel.*8 or 16 bits'): read_image(tmp_path/'x.tif')
+    with pytest.raises(ImageError, match='3 × 32-bit float numbers a pixel.*8 or 16 bits'):
+        read_image(tmp_path/'x.tif')
 
 
 def test_only_allowed_formats(tmp_path):
@@ -333,8 +368,10 @@ def test_permission_and_memory(tmp_path, monkeypatch):      # we may be root, wh
 
 
 def png_claiming(w, h):
-    chunk = lambda kind, body: struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind+body))
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 1, 0, 0, 0, 0)) + chunk(b'IDAT', b'') + chunk(b'IEND', b'')
+    def chunk(kind, body):
+        return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind+body))
+    header = chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 1, 0, 0, 0, 0))
+    return b'\x89PNG\r\n\x1a\n' + header + chunk(b'IDAT', b'') + chunk(b'IEND', b'')
 
 
 def test_bombs_are_refused_quietly_and_early(tmp_path, monkeypatch):
@@ -350,7 +387,7 @@ def test_bombs_are_refused_quietly_and_early(tmp_path, monkeypatch):
     monkeypatch.setattr(data, 'MAX_PIXELS', 383)
     with pytest.raises(ImageError): read_image(path)
     path.write_bytes(png_claiming(100_000, 100_000))
-    path.write_bytes(png_claiming(14000, 14000))                          # above Pillow's own limit: ours alone decides
+    path.write_bytes(png_claiming(14000, 14000))  # above Pillow's own limit: ours alone decides
     with pytest.raises(ImageError, match='ends early'): read_image(path, max_pixels=10**9)
     assert Image.MAX_IMAGE_PIXELS == 89_478_485
 
@@ -359,26 +396,41 @@ def test_error_text_is_one_safe_line():
     odd = os.fsdecode(b'caf\xe9\n\x1b[31m.jpg')
     text = str(ImageError(odd, 'why'))
     text.encode('utf8'); assert '\n' not in text and '\x1b' not in text and text.endswith(': why')
-    again = ImageError('Caught ImageError in DataLoader worker process 0.\nOriginal Traceback\nscenimefy.data.ImageError: a: why\n')
+    again = ImageError('Caught ImageError in DataLoader worker process 0.\nOriginal Traceback\n'
+                       'scenimefy.data.ImageError: a: why\n')
     assert str(again) == 'a: why'
 
 
 # ---------------------------------------------------------------- folders
 def test_find_images(tmp_path):
-    names = ['a10.PNG', 'a9.jpg', 'A1.Jpeg', 'sub/b2.webp', 'sub/b11.gif', 'sub/deep/er/c.tiff', 'd.bmp', 'e.ppm', 'x.heic', 'raw.NEF']
+    names = ['a10.PNG', 'a9.jpg', 'A1.Jpeg', 'sub/b2.webp', 'sub/b11.gif', 'sub/deep/er/c.tiff', 'd.bmp',
+             'e.ppm', 'x.heic', 'raw.NEF']
     junk = ['.hidden.png', '._a9.jpg', '.git/x.png', '__MACOSX/a9.jpg', 'notes.txt', 'png', 'sub/._b2.webp']
     for n in names+junk: (tmp_path/n).parent.mkdir(parents=True, exist_ok=True); (tmp_path/n).touch()
-    os.symlink(tmp_path, tmp_path/'sub'/'loop'); os.symlink(tmp_path/'d.bmp', tmp_path/'link.png'); os.symlink('gone', tmp_path/'gone.png')
+    os.symlink(tmp_path, tmp_path/'sub'/'loop')
+    os.symlink(tmp_path/'d.bmp', tmp_path/'link.png')
+    os.symlink('gone', tmp_path/'gone.png')
     found = [p.relative_to(tmp_path).as_posix() for p in find_images(tmp_path)]
     assert sorted(found) == sorted(names + ['link.png', 'gone.png'])
-    assert found.index('a9.jpg') < found.index('a10.PNG') and found.index('sub/b2.webp') < found.index('sub/b11.gif')
-    assert found[0] == 'A1.Jpeg' and found == [p.relative_to(tmp_path).as_posix() for p in find_images(str(tmp_path))]
+    assert found.index('a9.jpg') < found.index('a10.PNG')
+    assert found.index('sub/b2.webp') < found.index('sub/b11.gif')
+    assert found[0] == 'A1.Jpeg'
+    assert found == [p.relative_to(tmp_path).as_posix() for p in find_images(str(tmp_path))]
     os.symlink(tmp_path/'sub', tmp_path/'named')
     assert find_images(tmp_path/'named')                      # a link that you name yourself is followed
 
 
+def test_a_folder_is_listed_under_its_own_name(tmp_path):
+    "Not under that of a link to it, though the link comes first in the alphabet."
+    (tmp_path/'true').mkdir()
+    picture().save(tmp_path/'true'/'x.png')
+    os.symlink(tmp_path/'true', tmp_path/'a_link')
+    assert find_images(tmp_path) == [tmp_path/'true'/'x.png']
+
+
 def test_linked_folders_are_read_once(tmp_path):
-    for name in ('photos/own.jpg', 'store/linked.jpg'): (tmp_path/name).parent.mkdir(exist_ok=True); picture().save(tmp_path/name)
+    for name in ('photos/own.jpg', 'store/linked.jpg'):
+        (tmp_path/name).parent.mkdir(exist_ok=True); picture().save(tmp_path/name)
     os.symlink('../store', tmp_path/'photos'/'more'); os.symlink('..', tmp_path/'store'/'up')
     found = [p.relative_to(tmp_path).as_posix() for p in find_images(tmp_path/'photos')]
     assert sorted(found) == ['photos/more/linked.jpg', 'photos/own.jpg']
@@ -402,9 +454,10 @@ def test_names_in_other_digits_and_other_unicode_forms(tmp_path):
 
 @pytest.mark.parametrize('gamma', [None, 2.2, 1.8])
 def test_profiles_are_judged_by_what_they_do(tmp_path, gamma):
-    "A profile called sRGB that means linear light is applied; the true sRGB, under any name, changes nothing."
+    "A profile called sRGB that means linear light is applied; the true sRGB, however named, changes nothing."
     ramp = Image.fromarray(np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2))
-    curve = b'curv\0\0\0\0' + (struct.pack('>I', 0) if gamma is None else struct.pack('>IH', 1, round(gamma*256)))
+    points = struct.pack('>I', 0) if gamma is None else struct.pack('>IH', 1, round(gamma*256))
+    curve = b'curv\0\0\0\0' + points
     true = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
     ramp.save(tmp_path/'true.png', icc_profile=true)
     assert np.array_equal(arr(read_image(tmp_path/'true.png')), arr(ramp))
@@ -422,7 +475,8 @@ def matrix_profile(name:str, curve:bytes) -> bytes:
     text = name.encode() + b'\0'
     desc = b'desc\0\0\0\0' + struct.pack('>I', len(text)) + text + bytes(78)
     tags = {b'desc': desc, b'cprt': b'text\0\0\0\0CC0\0', b'wtpt': xyz((.9642, 1, .8249)),
-            b'rXYZ': xyz((.43607, .22249, .01392)), b'gXYZ': xyz((.38515, .71687, .09708)), b'bXYZ': xyz((.14307, .06061, .71410)),
+            b'rXYZ': xyz((.43607, .22249, .01392)), b'gXYZ': xyz((.38515, .71687, .09708)),
+            b'bXYZ': xyz((.14307, .06061, .71410)),
             b'rTRC': curve, b'gTRC': curve, b'bTRC': curve}
     table, body, start = b'', b'', 128 + 4 + 12*len(tags)
     for tag, data_ in tags.items():
@@ -436,7 +490,8 @@ def matrix_profile(name:str, curve:bytes) -> bytes:
 def test_a_program_ends_though_its_readers_live(tmp_path):
     "Python waits at its end for helpers that ignore SIGTERM; ours do, so they are ended before."
     for i in range(3): picture().save(tmp_path/f'{i}.png')
-    code = (f'from scenimefy.data import ImageSet, loader\nit = iter(loader(ImageSet({str(tmp_path)!r}, 8), 1, steps=50, workers=2))\n'
+    code = ('from scenimefy.data import ImageSet, loader\n'
+            f'it = iter(loader(ImageSet({str(tmp_path)!r}, 8), 1, steps=50, workers=2))\n'
             'next(it); kept = [it]; kept.append(kept); raise SystemExit(3)')
     assert subprocess.run([sys.executable, '-c', code], timeout=60).returncode == 3
 
@@ -444,7 +499,8 @@ def test_a_program_ends_though_its_readers_live(tmp_path):
 def test_find_images_lists(tmp_path):
     (tmp_path/'f').mkdir(); (tmp_path/'f'/'1.png').touch(); (tmp_path/'odd.txt').touch()
     asked = [tmp_path/'odd.txt', tmp_path/'f', tmp_path/'f'/'..'/'f'/'1.png', tmp_path/'missing.png']
-    assert find_images(asked) == [tmp_path/'odd.txt', tmp_path/'f'/'1.png', tmp_path/'missing.png']  # reading says why
+    # reading says why
+    assert find_images(asked) == [tmp_path/'odd.txt', tmp_path/'f'/'1.png', tmp_path/'missing.png']
     assert find_images(tmp_path/'odd.txt') == [tmp_path/'odd.txt']
     with pytest.raises(ImageError, match='no such file or folder'): find_images(tmp_path/'missing')
     (tmp_path/'empty').mkdir()
@@ -485,7 +541,9 @@ def domains(tmp_path_factory):
         for i in range(n): picture(20, 14, seed=i + 7*(side == 'B')).save(root/side/f'{i}.png')
     for side in ('trainA', 'trainB'):
         (root/'pairs'/side/'film').mkdir(parents=True)
-        for i in range(4): picture(16, 16, seed=i).save(root/'pairs'/side/'film'/f'{i}.{"png" if side == "trainA" else "bmp"}')
+        for i in range(4):
+            suffix = 'png' if side == 'trainA' else 'bmp'
+            picture(16, 16, seed=i).save(root/'pairs'/side/'film'/f'{i}.{suffix}')
     return root
 
 
@@ -509,7 +567,7 @@ def test_unpaired_is_a_function_of_seed_and_position(domains):
 def test_unpaired_statistics(domains):
     s = UnpairedSet(domains/'A', domains/'B', 8, seed=0)
     files = [s.files(p) for p in range(300)]
-    for i in range(0, 300, 5): assert len({f[0] for f in files[i:i+5]}) == 5          # all photos in each pass
+    for i in range(0, 300, 5): assert len({f[0] for f in files[i:i+5]}) == 5  # all photos in each pass
     counts = [sum(f[1].stem == str(i) for f in files) for i in range(3)]
     assert all(70 < c < 130 for c in counts)                                          # anime: uniform
     assert any(len({f[1] for f in files[i:i+3]}) < 3 for i in range(0, 300, 3))       # … with replacement
@@ -519,13 +577,14 @@ def test_unpaired_statistics(domains):
 
 
 def test_the_dice_of_both_sides_are_independent(tmp_path):
-    "Window, mirror and choice of the anime tell nothing about the photo's: agreements are as rare as chance makes them."
-    n, side, size = 400, 12, 8                                   # five places for a window, and five anime pictures
+    "Window, mirror and choice of the anime tell nothing about the photo's: they agree as by chance."
+    n, side, size = 400, 12, 8  # five places for a window, and five anime pictures
     row, column = np.mgrid[:side, :side]*20
     for name, pictures in (('photos', 1), ('anime', 5)):
         (tmp_path/name).mkdir()
-        for i in range(pictures):                                # a pixel says where it is, and in which picture
-            Image.fromarray(np.stack([column, row, 0*row + 50*i], 2).astype(np.uint8)).save(tmp_path/name/f'{i}.png')
+        for i in range(pictures):  # a pixel says where it is, and in which picture
+            levels = np.stack([column, row, 0*row + 50*i], 2).astype(np.uint8)
+            Image.fromarray(levels).save(tmp_path/name/f'{i}.png')
     s = UnpairedSet(tmp_path/'photos', tmp_path/'anime', size, side, seed=1)
     def dice(x):                                                 # left, top, mirrored, picture
         column, row, picture = ((x + 1)*127.5).round().long()
@@ -535,7 +594,7 @@ def test_the_dice_of_both_sides_are_independent(tmp_path):
     photo, anime = (np.array([dice(s[p][k]) for p in range(n)]) for k in (0, 1))
     for d in (photo[:, 0], photo[:, 1], anime[:, 0], anime[:, 1], anime[:, 3]):
         assert (abs(np.bincount(d, minlength=5)/n - 1/5) < .08).all()
-    for mine in (photo[:, 0], photo[:, 1]):                      # of two dice with five sides, one in five throws is equal
+    for mine in (photo[:, 0], photo[:, 1]):  # of two dice with five sides, one in five throws is equal
         for other in (anime[:, 0], anime[:, 1], anime[:, 3]):
             for shift in range(5): assert abs(((mine + shift) % 5 == other).mean() - 1/5) < .08
     assert abs((photo[:, 2] == anime[:, 2]).mean() - 1/2) < .1
@@ -547,8 +606,10 @@ def test_one_folder(domains, tmp_path):
     shuffled = {p: again[p] for p in order}
     assert all(same(s[p], shuffled[p]) for p in range(20)) and s.files(7) == again.files(7)
     assert not all(same(s[p], ImageSet(domains/'A', 8, seed=4)[p]) for p in range(5))
-    for i in range(0, 20, 5): assert len({s.files(p) for p in range(i, i+5)}) == 5       # all pictures in each pass
-    assert len(s) == 5 and s.names == ('photos',) and ImageSet(domains/'B', 8, name='anime').names == ('anime',)
+    # all pictures in each pass
+    for i in range(0, 20, 5): assert len({s.files(p) for p in range(i, i+5)}) == 5
+    assert len(s) == 5 and s.names == ('photos',)
+    assert ImageSet(domains/'B', 8, name='anime').names == ('anime',)
     (tmp_path/'wide').mkdir()
     for i in range(3): picture(28, 14, seed=i).save(tmp_path/'wide'/f'{i}.png')
     w, turned = ImageSet(tmp_path/'wide', 8), 0
@@ -563,8 +624,10 @@ def test_one_folder(domains, tmp_path):
     assert {tuple(b[0].shape) for b in loader(s, 2, steps=3)} == {(2, 3, 8, 8)}
     with pytest.raises(IndexError): s[-1]
     bad = tmp_path/'bad'; bad.mkdir(); (bad/'0.png').write_bytes(b'gone'); picture().save(bad/'1.png')
-    with pytest.warns(UserWarning, match='left out'): assert [ImageSet(bad, 8).files(p)[0].name for p in range(4)] == ['1.png']*4
-    tall = tmp_path/'tall'; tall.mkdir(); picture(3, 40).save(tall/'a.png')              # smaller than the square: enlarged
+    with pytest.warns(UserWarning, match='left out'):
+        assert [ImageSet(bad, 8).files(p)[0].name for p in range(4)] == ['1.png']*4
+    # smaller than the square: enlarged
+    tall = tmp_path/'tall'; tall.mkdir(); picture(3, 40).save(tall/'a.png')
     assert ImageSet(tall, 8)[0][0].shape == (3, 8, 8)
 
 
@@ -605,9 +668,11 @@ def test_unreadable_files_in_training(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         fresh = PairedSet(tmp_path, 8, seed=0)
-        assert [fresh.files(p)[0].stem for p in reversed(range(12))] == used[::-1]   # any order, the same stand-in
+        # any order, the same stand-in
+        assert [fresh.files(p)[0].stem for p in reversed(range(12))] == used[::-1]
         for i in range(4): (tmp_path/'trainA'/f'{i}.png').write_text('gone')
-        with pytest.raises(ImageError, match='nothing here can be read, of 4'): loader(PairedSet(tmp_path, 8), 1, workers=2)
+        with pytest.raises(ImageError, match='nothing here can be read, of 4'):
+            loader(PairedSet(tmp_path, 8), 1, workers=2)
     many = tmp_path/'many'; many.mkdir()
     for i in range(30): (many/f'{i}.png').touch()
     picture().save(many/'99.png')
@@ -630,12 +695,14 @@ def test_loader_is_the_same_for_any_workers_and_start(domains):
     want = [torch.stack([s[p][0] for p in (2*i, 2*i+1)]) for i in range(8)]
     for workers, start in ((0, 0), (2, 0), (1, 3)):
         got = list(loader(s, 2, start=start, steps=8-start, workers=workers))
-        assert len(got) == 8-start and all(torch.equal(g[0], w) for g, w in zip(got, want[start:])), (workers, start)
-    ours = [list(loader(s, 1, steps=8, rank=r, world=2)) for r in (0, 1)]
+        assert len(got) == 8-start, (workers, start)
+        assert all(torch.equal(g[0], w) for g, w in zip(got, want[start:])), (workers, start)
+    ours = [list(loader(s, 1, steps=8, rank=r, world_size=2)) for r in (0, 1)]
     assert all(torch.equal(torch.cat([a[0], b[0]]), w) for a, b, w in zip(*ours, want))
     assert torch.equal(state, torch.get_rng_state())
     assert len(loader(s, 2)) == 2 and len(loader(s, 99)) == 1 and list(loader(s, 2, steps=0)) == []
-    for bad in (dict(batch=0), dict(batch=1, start=-1), dict(batch=1, rank=2, world=2), dict(batch=1, workers=-1)):
+    for bad in (dict(batch=0), dict(batch=1, start=-1), dict(batch=1, rank=2, world_size=2),
+                dict(batch=1, workers=-1)):
         with pytest.raises(SettingsError): loader(s, **bad)
 
 
@@ -645,8 +712,10 @@ def test_workers_share_what_is_unreadable(domains, tmp_path, capfd):
     s = UnpairedSet(tmp_path, domains/'B', 8, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter('always')
-        warnings.showwarning = lambda message, *_, **__: os.write(2, f'{message}\n'.encode())  # past pytest's recorder
-        first = next(p for p in range(5) if s.shelves[0].rows[data.visited(p, 5, 0, 'photo')][0].name == '3.png')
+        # past pytest's recorder
+        warnings.showwarning = lambda message, *_, **__: os.write(2, f'{message}\n'.encode())
+        first = next(p for p in range(5)
+                     if s.shelves[0].rows[data.visited(p, 5, 0, 'photo')][0].name == '3.png')
         list(loader(s, 1, start=5 if first == 0 else 0, steps=20, workers=2))
     assert s.skipped == [tmp_path/'3.png']                 # found by a worker, known here
     assert 1 <= capfd.readouterr().err.count('left out of training') <= 2

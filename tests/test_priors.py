@@ -1,4 +1,4 @@
-"The three judges and their teachers: one contract for tiny and real ones, damaged files, ranges, repeatability."
+"The judges and their teachers: one contract for tiny and real ones, damaged files, ranges, repeatability."
 import copy
 import functools
 import json
@@ -16,7 +16,7 @@ from torch import nn
 from scenimefy import priors as P
 from scenimefy import teachers as T
 from scenimefy.core import SettingsError, UserError, to_array
-from scenimefy.weights import WeightsError, sha256_of
+from scenimefy.weights import WeightsError, find_weights
 from scenimefy.world import CLASSES, HELD_OUT, captions, render, scenes
 
 
@@ -57,7 +57,8 @@ def frozen(judge):
 
 
 def refuses(call, x):
-    for wrong, text in ((x*255, 'to_model'), (x[0], 'B,3,H,W'), (x.mul(255).to(torch.uint8), 'float'), (x*float('nan'), 'must lie')):
+    for wrong, text in ((x*255, 'to_model'), (x[0], 'B,3,H,W'), (x.mul(255).to(torch.uint8), 'float'),
+                        (x*float('nan'), 'must lie')):
         with pytest.raises(ValueError, match=text): call(wrong)
 
 
@@ -83,7 +84,8 @@ def test_clip_contract(make):
     assert clip.text(['a landscape by day with a lake']).shape == (1, e.shape[1])
 
 
-@pytest.mark.parametrize('make', [lambda: P.load_perceptual('tiny'), real_vgg, real_lpips], ids=['tiny', 'vgg19', 'lpips'])
+@pytest.mark.parametrize('make', [lambda: P.load_perceptual('tiny'), real_vgg, real_lpips],
+                         ids=['tiny', 'vgg19', 'lpips'])
 def test_perceptual_contract(make):
     distance, x, y = make(), world(), world(style='anime')
     frozen(distance)
@@ -97,16 +99,20 @@ def test_perceptual_contract(make):
     assert distance(x*1.5, y, check=False).isfinite().all()
 
 
-@pytest.mark.parametrize('make, queries, classes', [(lambda: P.load_segmenter('tiny'), 10, 7), (real_segmenter, 100, 150)], ids=['tiny', 'real'])
+@pytest.mark.parametrize('make, queries, classes',
+                         [(lambda: P.load_segmenter('tiny'), 10, 7), (real_segmenter, 100, 150)],
+                         ids=['tiny', 'real'])
 def test_segmenter_contract(make, queries, classes):
     segmenter, x = make(), world()
     frozen(segmenter)
     cls, masks = segmenter(x)
-    assert cls.shape == (2, queries, classes + 1) and masks.shape[:2] == (2, queries) and len(segmenter.classes) == classes
+    assert cls.shape == (2, queries, classes + 1) and masks.shape[:2] == (2, queries)
+    assert len(segmenter.classes) == classes
     assert not cls.requires_grad and cls.dtype == masks.dtype == torch.float32
     torch.testing.assert_close(segmenter(x[1:])[0], cls[1:], atol=1e-3, rtol=1e-3)
     found = P.segment(segmenter, x)
-    assert found.shape == (2, 64, 64) and found.dtype == torch.int64 and 0 <= found.min() and found.max() < classes
+    assert found.shape == (2, 64, 64) and found.dtype == torch.int64 and 0 <= found.min()
+    assert found.max() < classes
     refuses(segmenter, x)
     with pytest.raises(ValueError, match='multiples of 32'): segmenter(x[..., :60])
     loud = segmenter(x*1.3, check=False)[0]
@@ -119,7 +125,8 @@ def test_real_sizes():
     assert sum(p.numel() for p in clip.parameters()) == 151_277_313
     net = real_vgg().net
     assert [str(m) for m in net] == [str(m) for m in vgg.features[:26]]
-    assert [type(m).__name__ for m in net].count('Conv2d') == 12 and isinstance(net[-1], nn.Conv2d) and len(net) == 26
+    assert [type(m).__name__ for m in net].count('Conv2d') == 12 and isinstance(net[-1], nn.Conv2d)
+    assert len(net) == 26
     assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 512, 8, 8)
 
 
@@ -135,7 +142,8 @@ def bicubic_matrix(n, size):
     m = np.zeros((size, n))
     for i in range(size):
         at = (i + .5)*n/size - .5
-        for j in range(int(np.floor(at)) - 1, int(np.floor(at)) + 3): m[i, np.clip(j, 0, n - 1)] += cubic(at - j)
+        for j in range(int(np.floor(at)) - 1, int(np.floor(at)) + 3):
+            m[i, np.clip(j, 0, n - 1)] += cubic(at - j)
     return m
 
 
@@ -144,8 +152,11 @@ def test_clip_input_is_bicubic_without_antialias(h, w):
     x = torch.rand(1, 3, h, w, generator=torch.Generator().manual_seed(0))*2.4 - 1.2          # not clamped
     u = (x[0].double().numpy() + 1)/2
     u = bicubic_matrix(h, 224) @ u @ bicubic_matrix(w, 224).T
-    want = (u - np.reshape([.48145466, .4578275, .40821073], (3, 1, 1)))/np.reshape([.26862954, .26130258, .27577711], (3, 1, 1))
-    torch.testing.assert_close(P.clip_input(x, 224)[0].double(), torch.from_numpy(want), atol=5e-4, rtol=0)      # torch's weights are single precision
+    mean = np.reshape([.48145466, .4578275, .40821073], (3, 1, 1))
+    deviation = np.reshape([.26862954, .26130258, .27577711], (3, 1, 1))
+    want = (u - mean)/deviation
+    # torch's weights are single precision
+    torch.testing.assert_close(P.clip_input(x, 224)[0].double(), torch.from_numpy(want), atol=5e-4, rtol=0)
 
 
 def test_clip_input_is_that_of_open_clip_at_its_own_size():
@@ -153,7 +164,8 @@ def test_clip_input_is_that_of_open_clip_at_its_own_size():
     from torchvision.transforms.functional import normalize, to_tensor
     x = world(1, size=224)
     want = normalize(to_tensor(to_array(x)), OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
-    torch.testing.assert_close(P.clip_input(x, 224)[0], want, atol=.5/255/.26 + 1e-6, rtol=0)      # half a level of a byte
+    # half a level of a byte
+    torch.testing.assert_close(P.clip_input(x, 224)[0], want, atol=.5/255/.26 + 1e-6, rtol=0)
 
 
 def test_segmenter_input_is_that_of_a_picture_file():
@@ -167,25 +179,27 @@ def test_segmenter_input_is_that_of_a_picture_file():
 def test_vgg_sees_zero_to_one_and_nothing_else():
     d = real_vgg()
     x, y = world(), world(style='anime')
-    with torch.no_grad(): want = F.mse_loss(d.net(x*.5 + .5), d.net(y*.5 + .5), reduction='none').mean((1, 2, 3))
+    with torch.no_grad():
+        want = F.mse_loss(d.net(x*.5 + .5), d.net(y*.5 + .5), reduction='none').mean((1, 2, 3))
     torch.testing.assert_close(d(x, y), want)
 
 
 def test_lpips_is_the_package():
     d, x, y = real_lpips(), world(), world(style='anime')
     net, want = d.net, 0.
-    shift, scale = (torch.tensor(v).view(3, 1, 1) for v in ([-.030, -.088, -.188], [.458, .448, .450]))   # of the published code
+    # of the published code
+    shift, scale = (torch.tensor(v).view(3, 1, 1) for v in ([-.030, -.088, -.188], [.458, .448, .450]))
     with torch.no_grad():
         for fx, fy, lin in zip(net.net((x - shift)/scale), net.net((y - shift)/scale), net.lins):
             unit = [f/(f.square().sum(1, keepdim=True).sqrt() + 1e-10) for f in (fx, fy)]
-            weight = lin.model[-1].weight.flatten()                                # one per channel, from human judgments
+            weight = lin.model[-1].weight.flatten()  # one per channel, from human judgments
             assert (weight >= 0).all()
             want = want + torch.einsum('bchw,c->b', (unit[0] - unit[1]).square(), weight)/fx[0, 0].numel()
     torch.testing.assert_close(d(x, y), want)
 
 
 def test_tokens_are_those_of_the_named_block():
-    "Four blocks: the second, halfway, if none is named; block 1 is the first. The class token in front is left out."
+    "Four blocks: the second, halfway, if none is named; block 1 is the first. No class token in front."
     clip, seen = P.load_clip('tiny'), []
     blocks = clip.net.visual.transformer.resblocks
     for b in blocks: b.register_forward_hook(lambda m, args, out: seen.append(out[:, 1:]))
@@ -205,16 +219,19 @@ def test_token_distance_by_hand():
 
 
 def test_segment_counts_the_votes_of_queries_that_found_something():
-    "Two queries, two classes and nothing. A mostly found nothing, a little class 0; B found class 1 rather than 0, and has the say."
-    cls = torch.tensor([[[2., 0., 4.], [0., 1., -9.]]])                        # .117 and .016 of A, .269 and .731 of B
+    """Two queries, two classes and nothing. A mostly found nothing, a little class 0; B found class 1 rather than
+    0, and has the say."""
+    cls = torch.tensor([[[2., 0., 4.], [0., 1., -9.]]])  # .117 and .016 of A, .269 and .731 of B
     masks = torch.full((1, 2, 2, 2), 20.)
     assert (P.segment(lambda images, check: (cls, masks), torch.zeros(1, 3, 4, 4)) == 1).all()
 
 
 def test_segment_enlarges_masks_before_it_squashes_them():
-    "A is sure on the left and doubtful on the right, B lukewarm everywhere: enlarged logits give A three of four columns."
+    """A is sure on the left and doubtful on the right, B lukewarm everywhere: enlarged logits give A three of
+    four columns."""
     cls = torch.eye(2, 3).mul(40).sub(20)[None]
-    masks = torch.tensor([[20., -2.], [.4, .4]]).view(1, 2, 1, 2).expand(1, 2, 2, 2)   # enlarged: 20, 14.5, 3.5, -2
+    # enlarged: 20, 14.5, 3.5, -2
+    masks = torch.tensor([[20., -2.], [.4, .4]]).view(1, 2, 1, 2).expand(1, 2, 2, 2)
     found = P.segment(lambda images, check: (cls, masks), torch.zeros(1, 3, 4, 4))
     assert found.tolist() == [[[0, 0, 0, 1]]*4]
 
@@ -240,8 +257,9 @@ class Times4(nn.Module):
 def test_every_caption_of_the_world_can_be_read():
     texts = captions(range(2000))
     ids = P.tokenize(texts)
-    assert ids.shape == (2000, P.LENGTH) and (ids.max(1).values == P.END).all() and ((ids == P.END).sum(1) == 1).all()
-    assert len(torch.unique(ids, dim=0)) == len(set(texts))                       # different captions stay different
+    assert ids.shape == (2000, P.LENGTH) and (ids.max(1).values == P.END).all()
+    assert ((ids == P.END).sum(1) == 1).all()
+    assert len(torch.unique(ids, dim=0)) == len(set(texts))  # different captions stay different
     for text, why in (('a landscape with a castle', 'castle'), ('lake '*12, 'at most')):
         with pytest.raises(UserError, match=why): P.tokenize([text])
 
@@ -254,33 +272,36 @@ FILES = {'clip': P.load_clip, 'segmenter': P.load_segmenter}
 @pytest.mark.parametrize('name', FILES)
 def test_bundled_file(name):
     "Half precision on disk, single in memory, and it says how it was made and how good it is."
-    path = P.bundled(name)
+    path = find_weights('tiny', name)
     assert path.stat().st_size < 2_500_000
     tensors, net = load_file(path), FILES[name]('tiny').net
-    assert all(t.dtype == torch.float16 for t in tensors.values()) and tensors.keys() == dict(net.named_parameters()).keys()
+    assert all(t.dtype == torch.float16 for t in tensors.values())
+    assert tensors.keys() == dict(net.named_parameters()).keys()
     for k, p in net.named_parameters(): assert p.dtype == torch.float32 and torch.equal(p, tensors[k].float())
     about = P.read_header(path)
     scores, settings = json.loads(about['scores']), json.loads(about['settings'])
     assert int(about['seconds']) > 0 and settings['seed'] >= 0 and settings['steps'] > 100
-    if name == 'clip': assert min(scores['photo_top5'], scores['anime_top5']) >= .93 and scores['cos_pairs'] > .8
+    if name == 'clip':
+        assert min(scores['photo_top5'], scores['anime_top5']) >= .93 and scores['cos_pairs'] > .8
     else: assert min(scores['photo_miou'], scores['anime_miou']) >= .88
 
 
 @pytest.mark.parametrize('name', FILES)
 def test_damaged_files_are_refused(name, tmp_path):
-    path, bad = P.bundled(name), tmp_path/'bad.safetensors'
+    path, bad = find_weights('tiny', name), tmp_path/'bad.safetensors'
     good = load_file(path)
     key = sorted(good)[3]
     def refused(text):
         with pytest.raises(WeightsError, match=text): FILES[name](str(bad))
-    for content, why in ((b'', 'empty'), (b'<html>', 'web page'), (path.read_bytes()[:5000], 'damaged'), (b'\x80\x04N.', 'carry code')):
+    for content, why in ((b'', 'empty'), (b'<html>', 'web page'), (path.read_bytes()[:5000], 'damaged'),
+                         (b'\x80\x04N.', 'carry code')):
         bad.write_bytes(content); refused(why)
     save_file({k: v for k, v in good.items() if k != key}, bad); refused(f'{key} is missing')
     save_file({**good, 'one.more': torch.zeros(1)}, bad); refused('one.more does not belong there')
     save_file({**good, key: torch.zeros(3, 5, 7)}, bad); refused(r'shape \(3, 5, 7\)')
     save_file({**good, key: torch.full_like(good[key], float('nan'))}, bad); refused('NaN or infinity')
     other = next(n for n in FILES if n != name)
-    with pytest.raises(WeightsError, match='another network'): FILES[name](str(P.bundled(other)))
+    with pytest.raises(WeightsError, match='another network'): FILES[name](str(find_weights('tiny', other)))
     with pytest.raises(WeightsError, match='no such file'): FILES[name](str(tmp_path/'none.safetensors'))
 
 
@@ -292,7 +313,7 @@ def test_half_precision_round_trip(tmp_path):
     for p, q in zip(net.parameters(), back.parameters()):
         assert torch.equal(p.half().float(), q) and (p - q).abs().max() <= 2**-11*p.abs().max() + 1e-7
     assert P.read_header(tmp_path/'n.safetensors') == dict(kind='test', steps='3')
-    assert [f.name for f in tmp_path.iterdir()] == ['n.safetensors']                # no leftover of the writing
+    assert [f.name for f in tmp_path.iterdir()] == ['n.safetensors']  # no leftover of the writing
 
 
 def test_loading_leaves_the_callers_random_numbers():
@@ -303,53 +324,29 @@ def test_loading_leaves_the_callers_random_numbers():
     assert torch.equal(torch.rand(2), want)
 
 
-# ---- the web, from here: addresses that begin with file: ----
+# ---- the real ones (their download is tested in test_weights.py) ----
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     was = torch.hub.get_dir()
     torch.hub.set_dir(str(tmp_path/'hub'))
-    monkeypatch.delenv('SCENIMEFY_OFFLINE', raising=False)
     yield tmp_path
     torch.hub.set_dir(was)
-
-
-def test_from_web(hub, monkeypatch):
-    source = hub/'w.bin'
-    source.write_bytes(b'weights')
-    url, digest = source.as_uri(), sha256_of(source)
-    with pytest.raises(WeightsError, match='cannot fetch'): P.from_web(url, '0'*64)          # altered on the way
-    path = hub/'hub'/'checkpoints'/'w.bin'
-    assert not path.exists()
-    assert P.from_web(url, digest) == path and path.read_bytes() == b'weights'
-    source.unlink()
-    assert P.from_web(url, digest[:8]) == path                                               # the cache answers
-    path.write_bytes(b'another')
-    with pytest.raises(WeightsError, match='delete it and run again'): P.from_web(url, digest)
-    path.unlink()
-    with pytest.raises(WeightsError, match='put it at'): P.from_web(url, digest)             # gone
-    monkeypatch.setenv('SCENIMEFY_OFFLINE', '1')
-    with pytest.raises(WeightsError, match='SCENIMEFY_OFFLINE is set.*by hand'): P.from_web(url, digest)
 
 
 def test_offline_loaders_say_what_to_get(hub, monkeypatch):
     monkeypatch.setenv('SCENIMEFY_OFFLINE', '1')
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    for call, text in ((lambda: P.load_clip('vit-b-32'), 'ViT-B-32.pt'), (lambda: P.load_perceptual('vgg19'), 'vgg19-dcbb9e9d.pth'),
-                       (lambda: P.load_perceptual('lpips'), 'vgg16-397923af.pth'), (lambda: P.load_segmenter('mask2former'), 'hf download')):
+    for call, text in ((lambda: P.load_clip('vit-b-32'), 'ViT-B-32.pt'),
+                       (lambda: P.load_perceptual('vgg19'), 'vgg19-dcbb9e9d.pth'),
+                       (lambda: P.load_perceptual('lpips'), 'vgg16-397923af.pth'),
+                       (lambda: P.load_segmenter('mask2former'), 'hf download')):
         with pytest.raises(WeightsError, match=text): call()
     with pytest.raises(UserError, match='tiny, vgg19, lpips'): P.load_perceptual('vgg')
 
 
-@pytest.mark.parametrize('value, off', [(None, False), ('', False), ('0', False), ('1', True), ('yes', True)])
-def test_zero_is_online(monkeypatch, value, off):
-    if value is None: monkeypatch.delenv('SCENIMEFY_OFFLINE', raising=False)
-    else: monkeypatch.setenv('SCENIMEFY_OFFLINE', value)
-    assert P.offline() is off
-
-
 def test_openai_archive(tmp_path):
-    "Half precision inside a TorchScript archive, three whole numbers beside the tensors: OpenAI's layout, made small."
+    "Half precision in a TorchScript archive, three whole numbers beside the tensors: OpenAI's layout, small."
     net = P.tiny_clip_net()
     class Holder(nn.Module):
         def forward(self, x): return x
@@ -361,7 +358,8 @@ def test_openai_archive(tmp_path):
             if not hasattr(at, part): at.add_module(part, Holder())
             at = getattr(at, part)
         at.register_parameter(last, nn.Parameter(p.detach().half()))
-    for name, value in (('input_resolution', 64), ('context_length', 12), ('vocab_size', 19)): root.register_buffer(name, torch.tensor(value))
+    for name, value in (('input_resolution', 64), ('context_length', 12), ('vocab_size', 19)):
+        root.register_buffer(name, torch.tensor(value))
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         torch.jit.script(root).save(str(tmp_path/'tiny.pt'))
@@ -374,9 +372,10 @@ def test_vgg_file(tmp_path, monkeypatch):
     path = tmp_path/'v.pth'
     small = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3))
     monkeypatch.setattr(P, 'vgg19_features', small)
-    monkeypatch.setattr(P, 'from_web', lambda *_: path)
+    monkeypatch.setattr(P, 'fetch', lambda name: {'vgg19': path}[name])
     tensors = {f'features.{k}': v for k, v in small().state_dict().items()}
-    torch.save({**tensors, 'classifier.0.weight': torch.zeros(2, 2)}, path, _use_new_zipfile_serialization=False)
+    torch.save({**tensors, 'classifier.0.weight': torch.zeros(2, 2)}, path,
+               _use_new_zipfile_serialization=False)
     assert torch.equal(P.vgg19().net[0].weight, tensors['features.0.weight'])
     torch.save({k: v for k, v in tensors.items() if k != 'features.2.bias'}, path)
     with pytest.raises(WeightsError, match='features.2.bias is missing'): P.vgg19()
@@ -395,10 +394,12 @@ def ade(tmp_path, monkeypatch):
 
 def test_mask2former_takes_a_file_that_fits_exactly(ade):
     segmenter = P.load_segmenter('mask2former')
-    assert len(segmenter.classes) == 150 and segmenter.classes[2] == 'sky' and segmenter(world(1))[0].shape == (1, 10, 151)
+    assert len(segmenter.classes) == 150 and segmenter.classes[2] == 'sky'
+    assert segmenter(world(1))[0].shape == (1, 10, 151)
     good = load_file(ade)
     key = next(k for k in good if k.endswith('class_predictor.weight'))
-    for bad, text in (({k: v for k, v in good.items() if k != key}, f'{key} is missing'), ({**good, 'one.more': torch.zeros(1)}, 'one.more is unexpected'),
+    for bad, text in (({k: v for k, v in good.items() if k != key}, f'{key} is missing'),
+                      ({**good, 'one.more': torch.zeros(1)}, 'one.more is unexpected'),
                       ({**good, key: torch.zeros(3, 5)}, 'mismatched')):
         save_file(bad, ade, metadata={'format': 'pt'})
         with pytest.raises(WeightsError, match=text): P.load_segmenter('mask2former')
@@ -410,14 +411,16 @@ def test_check_judge(ade, monkeypatch, capsys):
     P.check_judge('tiny')
     out = capsys.readouterr().out
     assert out.count('\n') == out.count('tiny: ') == 6 and 'number 0 is sky' in out
-    with pytest.raises(UserError, match='known: tiny, vit-b-32, vgg19, lpips, mask2former'): P.check_judge('vgg')
+    with pytest.raises(UserError, match='known: tiny, vit-b-32, vgg19, lpips, mask2former'):
+        P.check_judge('vgg')
     monkeypatch.setattr(P, 'load_perceptual', lambda name, device: real_vgg())
-    P.check_judge('vgg19')                                                         # holds for any weights: the file's digest does the rest
-    class Asleep:                                                                  # the same answer to everything
+    P.check_judge('vgg19')  # holds for any weights: the file's digest does the rest
+    class Asleep:  # the same answer to everything
         def __call__(self, images): return torch.full((len(images), 512), 512**-.5)
         text = __call__
     monkeypatch.setattr(P, 'load_clip', lambda name, device: Asleep())
-    with pytest.raises(WeightsError, match='vit-b-32 was loaded, but this does not hold: a drawn photo'): P.check_judge('vit-b-32')
+    with pytest.raises(WeightsError, match='vit-b-32 was loaded, but this does not hold: a drawn photo'):
+        P.check_judge('vit-b-32')
     P.check_judge('mask2former')
 
 
@@ -427,11 +430,12 @@ CLIP = T.ClipSettings.preset('lesson').but(scenes=32, steps=2, batch=8, crops=4,
 SEG = T.SegmenterSettings.preset('lesson').but(scenes=32, steps=2, batch=4, held_out=4)
 
 
-@pytest.mark.parametrize('train, cfg', [(T.train_clip, CLIP), (T.train_segmenter, SEG)], ids=['clip', 'segmenter'])
+@pytest.mark.parametrize('train, cfg', [(T.train_clip, CLIP), (T.train_segmenter, SEG)],
+                         ids=['clip', 'segmenter'])
 def test_training_is_a_function_of_its_seed(train, cfg, tmp_path):
     logs, scores = {n: [] for n in 'abc'}, {}
     for n in 'abc':
-        torch.manual_seed(ord(n))                                                  # must not matter, nor be touched
+        torch.manual_seed(ord(n))  # must not matter, nor be touched
         before = torch.get_rng_state()
         scores[n] = train(tmp_path/f'{n}.safetensors', cfg.but(seed=int(n == 'c')), logs[n].append)
         assert torch.equal(before, torch.get_rng_state())
@@ -445,7 +449,8 @@ def test_training_is_a_function_of_its_seed(train, cfg, tmp_path):
     FILES[train.__name__.split('_')[1]](str(tmp_path/'a.safetensors'))             # loads
 
 
-@pytest.mark.parametrize('train, cfg', [(T.train_clip, CLIP), (T.train_segmenter, SEG)], ids=['clip', 'segmenter'])
+@pytest.mark.parametrize('train, cfg', [(T.train_clip, CLIP), (T.train_segmenter, SEG)],
+                         ids=['clip', 'segmenter'])
 def test_killed_training_goes_on(train, cfg, tmp_path, monkeypatch):
     "Four steps are two, a kill in the third, and two more; the caller's random numbers stay."
     monkeypatch.setattr(T, 'KEEP_EVERY', 2)
@@ -471,7 +476,8 @@ def test_state_of_another_training_is_not_taken(tmp_path, monkeypatch):
     def killed(log): raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): T.train_segmenter(tmp_path/'s.safetensors', SEG, killed, keep=keep)
     with pytest.warns(UserWarning, match='other settings'):
-        with pytest.raises(KeyboardInterrupt): T.train_segmenter(tmp_path/'s.safetensors', SEG.but(seed=4), killed, keep=keep)
+        with pytest.raises(KeyboardInterrupt):
+            T.train_segmenter(tmp_path/'s.safetensors', SEG.but(seed=4), killed, keep=keep)
     keep.write_bytes(keep.read_bytes()[:999])
     with pytest.warns(UserWarning, match='begins again'):
         T.train_segmenter(tmp_path/'s.safetensors', SEG, lambda log: steps.append(log['step']), keep=keep)
@@ -479,7 +485,8 @@ def test_state_of_another_training_is_not_taken(tmp_path, monkeypatch):
 
 
 def test_too_few_scenes_for_one_step():
-    for cls, values in ((T.ClipSettings, dict(scenes=32)), (T.ClipSettings, dict(scenes=55)), (T.SegmenterSettings, dict(scenes=32, batch=33))):
+    for cls, values in ((T.ClipSettings, dict(scenes=32)), (T.ClipSettings, dict(scenes=55)),
+                        (T.SegmenterSettings, dict(scenes=32, batch=33))):
         with pytest.raises(SettingsError, match='scenes = .* too few'): cls(**values)
     assert T.ClipSettings(scenes=56).batch == 48
 
@@ -498,7 +505,7 @@ def test_contrast():
     cols = sum(-z[:, j].log_softmax(0)[match[:, j]].mean() for j in range(4))/4
     torch.testing.assert_close(T.contrast(z.float(), match).double(), (rows + cols)/2, atol=1e-6, rtol=1e-6)
     best = torch.where(match, 50., -50.)
-    floor = (np.log(2) + 0 + np.log(2) + 0)/4/2                                    # two captions have two images each
+    floor = (np.log(2) + 0 + np.log(2) + 0)/4/2  # two captions have two images each
     assert abs(T.contrast(best, match).item() - floor) < 1e-6
 
 
@@ -532,9 +539,11 @@ class Lesson:
     lr: float = .1
 
 
-@pytest.mark.parametrize('slope', [lambda step: 5., lambda step: 500. if step % 2 else 5.], ids=['even', 'wild'])
+@pytest.mark.parametrize('slope', [lambda step: 5., lambda step: 500. if step % 2 else 5.],
+                         ids=['even', 'wild'])
 def test_teach_goes_down_by_the_scheduled_step_size(slope):
-    "A weight whose slope is cut to 1 moves by one step size each time: two steps of rise, then half a cosine down to a hundredth."
+    """A weight whose slope is cut to 1 moves by one step size each time: two steps of rise, then half a
+    cosine down to a hundredth."""
     net = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(net.weight)
     place, want = [], [0.]
@@ -544,33 +553,36 @@ def test_teach_goes_down_by_the_scheduled_step_size(slope):
     T.teach(net, Lesson(10), losses, torch.Generator())
     for t in range(10):
         size = .1*min((t + 1)/2, .5 + .5*np.cos(np.pi*t/10) + .01)
-        want.append(want[-1]*(1 - .02*size) - size)                                # a little decay, and the step
+        want.append(want[-1]*(1 - .02*size) - size)  # a little decay, and the step
     assert place + [net.weight.item()] == pytest.approx(want, abs=1e-4)
 
 
 def test_factor_rises_for_a_hundred_steps_and_falls_to_a_hundredth():
     assert [T.factor(t, 10_000) for t in (0, 49, 99)] == [.01, .5, 1.]
-    assert T.factor(5000, 10_000) == pytest.approx(.51) and T.factor(9999, 10_000) == pytest.approx(.01, abs=1e-6)
-    assert T.factor(0, 6) == 1.                                                    # a lesson has no time to rise
+    assert T.factor(5000, 10_000) == pytest.approx(.51)
+    assert T.factor(9999, 10_000) == pytest.approx(.01, abs=1e-6)
+    assert T.factor(0, 6) == 1.  # a lesson has no time to rise
 
 
 def test_squares_lie_anywhere_inside():
     left, top, side = T.squares(3000, lambda u: .2 + .4*u, torch.Generator().manual_seed(0)).numpy().T
     assert left.min() >= 0 and top.min() >= 0 and max((left + side).max(), (top + side).max()) <= 1
-    x, y = left/(1 - side), top/(1 - side)                                         # each anywhere between 0 and 1
+    x, y = left/(1 - side), top/(1 - side)  # each anywhere between 0 and 1
     for t in (x, y, side/.4 - .5): assert abs(t.mean() - .5) < .03 and abs(t.std() - 12**-.5) < .02
-    assert abs(np.corrcoef([x, y, side]) - np.eye(3)).max() < .06                  # and none of them knows another
+    assert abs(np.corrcoef([x, y, side]) - np.eye(3)).max() < .06  # and none of them knows another
 
 
 def test_disturbed_blurs_some_and_tints_all_a_little():
     draw = torch.Generator().manual_seed(0)
     gray = T.disturbed(torch.zeros(600, 3, 4, 4), draw)
-    assert (gray == gray[..., :1, :1]).all() and gray.abs().max() <= .05 and abs(gray.mean()) < .003 and gray.std() > .025
-    board = (torch.arange(10)[:, None] + torch.arange(10)) % 2*2. - 1               # blurred wholly, a ninth of it is left
+    assert (gray == gray[..., :1, :1]).all() and gray.abs().max() <= .05 and abs(gray.mean()) < .003
+    assert gray.std() > .025
+    board = (torch.arange(10)[:, None] + torch.arange(10)) % 2*2. - 1  # blurred wholly, a ninth of it is left
     seen = T.disturbed(board.expand(600, 3, 10, 10), draw)[:, 0, 4:6, 4:6]
     contrast = (seen.amax((1, 2)) - seen.amin((1, 2)))/2
-    blurred = contrast < .85                                                        # lighter or darker is at least .9
-    assert .18 < blurred.float().mean() < .32 and contrast[~blurred].min() > .85 and contrast.max() <= 1.1 + 1e-6
+    blurred = contrast < .85  # lighter or darker is at least .9
+    assert .18 < blurred.float().mean() < .32 and contrast[~blurred].min() > .85
+    assert contrast.max() <= 1.1 + 1e-6
     assert contrast.min() < .3
 
 
@@ -585,7 +597,8 @@ def test_scenes_of_all_three_mixes_are_drawn():
 
 
 def test_mirrored_pictures_have_mirrored_labels(tmp_path, monkeypatch):
-    "A world in which the color says the class: picture and truth that reach the loss agree in every pixel. Layers are averaged."
+    """A world in which the color says the class: picture and truth that reach the loss agree in every pixel.
+    Layers are averaged."""
     kinds = torch.randint(0, 7, (40, 64, 64), generator=torch.Generator().manual_seed(0))
     picture = (kinds*20)[:, None].expand(-1, 3, -1, -1).byte()
     monkeypatch.setattr(T, 'drawn', lambda *a, **k: dict(photo=picture, anime=picture, labels=kinds.byte()))
@@ -601,7 +614,8 @@ def test_mirrored_pictures_have_mirrored_labels(tmp_path, monkeypatch):
             return SimpleNamespace(auxiliary_logits=[logits]*3, **logits)
     def loss(classes, masks, truth):
         assert torch.equal(truth, fed[-1])
-        turned.extend((t[None] != kinds).flatten(1).any(1).all().item() for t in truth)    # no scene as it was drawn
+        # no scene as it was drawn
+        turned.extend((t[None] != kinds).flatten(1).any(1).all().item() for t in truth)
         return dict(kind=classes.sum() + 2)
     monkeypatch.setattr(T, 'tiny_segmenter_net', Net)
     monkeypatch.setattr(T, 'segmenter_loss', loss)

@@ -8,8 +8,8 @@ from PIL import Image
 
 from scenimefy import stylize as S
 from scenimefy.core import UserError
-from scenimefy.stylize import load_translator, quicken, save_translator, stylize, stylize_folder, translate
-from scenimefy.translator import ResnetGenerator
+from scenimefy.stylize import quicken, stylize, stylize_folder, translate
+from scenimefy.translator import ResnetGenerator, load_translator, save_translator
 from scenimefy.weights import WeightsError
 
 
@@ -75,7 +75,7 @@ class Halves(torch.nn.Module):
 
 @pytest.mark.parametrize('h, w', [(5, 7), (7, 5), (1, 1), (2, 9), (8, 11), (13, 12)])
 def test_what_is_cut_off_is_what_was_added(h, w):
-    "Sides that are no multiples of 4: each pixel comes back from its own place, not from the mirrored margin."
+    "Sides that are no multiples of 4: each pixel comes back from its own place, not from the margin."
     x = torch.rand(2, 3, h, w, generator=torch.Generator().manual_seed(h*100 + w))*2 - 1
     assert torch.equal(translate(Halves(), x), x*.5)
 
@@ -140,20 +140,62 @@ def test_round_trip_and_cache(net, tmp_path):
     assert not again.training and load_translator(path) is not load_translator(path)
     from safetensors import safe_open
     with safe_open(path, 'pt') as f: about = f.metadata()
-    assert about['format'] == 'scenimefy.translator' and (about['ngf'], about['n_blocks'], about['step']) == ('4', '1', '7')
+    assert about['format'] == 'scenimefy.translator'
+    assert (about['ngf'], about['n_blocks'], about['step']) == ('4', '1', '7')
     torch.save(net.state_dict(), tmp_path/'g.pth')
     im = photo(20, 20)
     assert np.array_equal(np.asarray(stylize(im, tmp_path/'g.pth')), np.asarray(stylize(im, path)))
-    before = S._ready(str(path), 'cpu', 'float32')
-    assert S._ready(path, 'cpu', 'float32') is before                    # the loop does not read the file again
+    before = S._ready(str(path), 'cpu', 'fp32')
+    assert S._ready(path, 'cpu', None) is before  # the loop does not read the file again
     other = ResnetGenerator(ngf=4, n_blocks=2)
     save_translator(other, path); os.utime(path, ns=(1, 1))
-    assert S._ready(path, 'cpu', 'float32') is not before                # but a new file is noticed
+    assert S._ready(path, 'cpu', None) is not before                # but a new file is noticed
     state = torch.get_rng_state(); load_translator(path); assert torch.equal(state, torch.get_rng_state())
     half = {k: v.half() for k, v in net.state_dict().items()}
-    torch.save(half, tmp_path/'h.pt'); assert next(load_translator(tmp_path/'h.pt').parameters()).dtype == torch.float32
+    torch.save(half, tmp_path/'h.pt')
+    assert next(load_translator(tmp_path/'h.pt').parameters()).dtype == torch.float32
     with pytest.raises(UserError, match='precision'): stylize(im, path, precision='fp8')
-    assert stylize(im, path, precision='bfloat16').size == im.size
+    assert stylize(im, path, precision='bf16').size == im.size
+
+
+@pytest.mark.parametrize('way', ['stylize', 'folder', 'file'])
+def test_device_and_precision_are_honoured_or_refused(net, tmp_path, way):
+    "A network runs where and as it is; whoever asks for something else is told, and nothing is written."
+    path, out = tmp_path/'p.png', tmp_path/'out'
+    photo(9, 12).save(path)
+    def run(weights, **asked):
+        if way == 'stylize': return stylize(path, weights, **asked)
+        if way == 'folder': return stylize_folder(path, out, weights, progress=False, **asked)
+        return S.stylize_file([path], out/'x.png', weights, **asked)
+    low = ResnetGenerator(ngf=4, n_blocks=1).to(torch.bfloat16)
+    away = ResnetGenerator(ngf=4, n_blocks=1).to('meta')
+    saved = save_translator(net, tmp_path/'g.safetensors')
+    for weights, asked, words in ((net, dict(precision='bf16'),
+                                   'holds torch.float32, but precision is .bf16.'),
+                                  (low, dict(precision='fp32'),
+                                   'holds torch.bfloat16, but precision is .fp32.'),
+                                  (away, dict(device='cpu'), 'is on meta, but device is .cpu.'),
+                                  (net, dict(device='gpu0'), 'no device is called'),
+                                  (saved, dict(precision='float32'), "use 'fp32' or 'bf16'"),
+                                  (net, dict(precision='bfloat16'), "use 'fp32' or 'bf16'"),
+                                  (saved, dict(device='gpu0'), 'no device is called')):
+        with pytest.raises(UserError, match=words): run(weights, **asked)
+    assert not out.exists()
+    for weights, asked in ((net, dict(device='cpu', precision='fp32')), (low, dict(precision='bf16')),
+                           (low, {}),
+                           (saved, dict(device='cpu', precision='bf16'))): assert run(weights, **asked)
+    assert S._ready(saved, 'cpu', 'bf16') is not S._ready(saved, 'cpu', None)
+    assert next(S._ready(saved, 'cpu', 'bf16').parameters()).dtype == torch.bfloat16
+
+
+def test_a_network_on_one_of_several_cards(monkeypatch):
+    "'cuda' means any of the cards, 'cuda:1' that one."
+    class There(torch.nn.Module):
+        def parameters(self): return iter([torch.nn.Parameter(torch.zeros(1, device='meta'))])
+    monkeypatch.setattr(S, 'pick_device', torch.device)
+    there = There()
+    assert S._ready(there, 'meta', None) is there
+    with pytest.raises(UserError, match='is on meta'): S._ready(there, 'meta:1', None)
 
 
 def test_paper_size_keys_load_strictly(tmp_path):
@@ -204,7 +246,8 @@ def bad_files(folder, net):
     put('int.pth', 'float', obj={**state, 'model.4.bias': torch.zeros(8, dtype=torch.int64)})
     put('blur.pth', 'filt', obj={**state, 'model.7.filt': torch.zeros_like(state['model.7.filt'])})
     put('gray.pth', 'channels', obj=ResnetGenerator(in_ch=1, out_ch=3, ngf=4, n_blocks=1).state_dict())
-    wide = {k: torch.zeros(1).expand((100_000, 3, 7, 7) if k == 'model.1.weight' else v.shape) for k, v in state.items()}
+    wide = {k: torch.zeros(1).expand(v.shape) for k, v in state.items()}
+    wide['model.1.weight'] = torch.zeros(1).expand(100_000, 3, 7, 7)
     put('wide.pth', 'sense', obj=wide)
     with zipfile.ZipFile(folder/'zip.pth', 'w') as z: z.writestr('a/readme.txt', 'hello')
     files['zip.pth'] = folder/'zip.pth', 'damaged'
@@ -250,7 +293,8 @@ def make_album(folder):
 def test_one_bad_file_never_stops_the_album(net, tmp_path, capsys):
     good, bad = make_album(tmp_path/'in'/'deep')
     report = stylize_folder(tmp_path/'in', tmp_path/'out', net)
-    assert {d.path.name for d in report.done} == set(good) and {f.path.name for f in report.failed} == set(bad)
+    assert {d.path.name for d in report.done} == set(good)
+    assert {f.path.name for f in report.failed} == set(bad)
     for d in report.done:
         assert d.out == tmp_path/'out'/'deep'/f'{d.path.stem}.png'
         with Image.open(d.out) as im:
@@ -259,10 +303,11 @@ def test_one_bad_file_never_stops_the_album(net, tmp_path, capsys):
     for f in report.failed: assert bad[f.path.name] in f.reason and '\n' not in f.reason
     assert not report.ok and report.seconds > 0
     assert '7 done, 3 failed' in str(report) and str(report).count('\n') == 3
-    assert not [p for p in (tmp_path/'out').rglob('*') if p.is_file() and p.suffix != '.png']   # nothing left behind
+    # nothing left behind
+    assert not [p for p in (tmp_path/'out').rglob('*') if p.is_file() and p.suffix != '.png']
     first = {p: p.read_bytes() for p in (tmp_path/'out').rglob('*.png')}
     stylize_folder(tmp_path/'in', tmp_path/'out', net, progress=False)
-    assert first == {p: p.read_bytes() for p in (tmp_path/'out').rglob('*.png')}                 # twice is once
+    assert first == {p: p.read_bytes() for p in (tmp_path/'out').rglob('*.png')}  # twice is once
 
 
 def outputs(report, out): return {str(d.out.relative_to(out)) for d in report.done}
@@ -277,7 +322,8 @@ def test_names_never_collide(net, tmp_path):
     assert report.ok and len(names) == len({n.casefold() for n in names}) == 8
     assert {'z.png', 's/y.jpg.png', 's/y.webp.png', 't.x/q.png'} <= names
     b = tmp_path/'b'; b.mkdir(); photo(8, 8).save(b/'z.jpg')
-    report = stylize_folder([a, b, a/'z.jpeg', tmp_path/'nowhere', b/'z.jpg'], tmp_path/'o2', net, progress=False)
+    report = stylize_folder([a, b, a/'z.jpeg', tmp_path/'nowhere', b/'z.jpg'], tmp_path/'o2', net,
+                            progress=False)
     assert {'a/z.png', 'b/z.png'} <= outputs(report, tmp_path/'o2') and len(report.done) == 9
     assert [f.path.name for f in report.failed] == ['nowhere']
 
@@ -288,15 +334,15 @@ def test_inputs_survive(net, tmp_path, monkeypatch):
     before = {p: p.read_bytes() for p in a.iterdir()}
     with pytest.raises(UserError, match='photos themselves'): stylize_folder(a, a, net)
     with pytest.raises(UserError, match='photos themselves'): stylize_folder(a, a/'..'/'a', net)
-    report = stylize_folder(list(before), a, net, progress=False)        # files by name, into their own folder
+    report = stylize_folder(list(before), a, net, progress=False)  # files by name, into their own folder
     assert report.ok and all(p.read_bytes() == b for p, b in before.items())
     assert outputs(report, a) == {'x.png.png', 'y.png'}
     for p in set(a.iterdir()) - set(before): p.unlink()
-    for _ in range(2):                                                   # a result is not a photo the next time
+    for _ in range(2):  # a result is not a photo the next time
         report = stylize_folder(a, a/'anime', net, progress=False)
         assert outputs(report, a/'anime') == {'x.png', 'y.png'}
     monkeypatch.chdir(tmp_path)
-    report = stylize_folder('a', '.', net, progress=False)               # above the photos: still not onto them
+    report = stylize_folder('a', '.', net, progress=False)  # above the photos: still not onto them
     assert report.ok and (tmp_path/'x.png').exists()
     assert all(p.read_bytes() == b for p, b in before.items())
 
@@ -312,7 +358,8 @@ def test_links_do_not_lead_out(net, tmp_path):
     assert not list(away.iterdir())
     assert (a/'y.png').read_bytes() == before, 'the link was written through'
     os.symlink('/', a/'root')                                            # the whole disk is not walked
-    with pytest.warns(UserWarning, match='root: this link leads back'): done = stylize_folder(a, tmp_path/'o3', net, progress=False).done
+    with pytest.warns(UserWarning, match='root: this link leads back'):
+        done = stylize_folder(a, tmp_path/'o3', net, progress=False).done
     assert len(done) == 2
 
 
@@ -321,7 +368,8 @@ def test_full_disk_stops_with_one_sentence(net, tmp_path, monkeypatch):
     for i in range(3): photo(8, 8).save(a/f'{i}.png')
     def full(self, fp, *args, **kw): raise OSError(errno.ENOSPC, 'No space left on device')
     monkeypatch.setattr(Image.Image, 'save', full)
-    with pytest.raises(UserError, match='full after 0 of 3'): stylize_folder(a, tmp_path/'out', net, progress=False)
+    with pytest.raises(UserError, match='full after 0 of 3'):
+        stylize_folder(a, tmp_path/'out', net, progress=False)
     assert not list((tmp_path/'out').iterdir())
 
 
@@ -358,10 +406,14 @@ def test_one_photo_into_one_file(net, tmp_path, name):
 
 
 def test_one_file_bad_requests(net, tmp_path):
-    photo(9, 12).save(tmp_path/'p.png'); photo(9, 12).save(tmp_path/'q.png'); (tmp_path/'words.png').write_text('words')
+    photo(9, 12).save(tmp_path/'p.png')
+    photo(9, 12).save(tmp_path/'q.png')
+    (tmp_path/'words.png').write_text('words')
     before = (tmp_path/'p.png').read_bytes()
-    for given, out, words in (([tmp_path/'p.png', tmp_path/'q.png'], 'x.png', 'give a folder'), ([tmp_path], 'x.png', 'give a folder'),
-                              ([tmp_path/'p.png'], 'x.html', 'we write'), ([tmp_path/'p.png'], 'p.png', 'the photo itself')):
+    for given, out, words in (([tmp_path/'p.png', tmp_path/'q.png'], 'x.png', 'give a folder'),
+                              ([tmp_path], 'x.png', 'give a folder'),
+                              ([tmp_path/'p.png'], 'x.html', 'we write'),
+                              ([tmp_path/'p.png'], 'p.png', 'the photo itself')):
         with pytest.raises(UserError, match=words): S.stylize_file(given, tmp_path/out, net)
     report = S.stylize_file([tmp_path/'words.png'], tmp_path/'x.png', net)
     assert not report.ok and 'text' in report.failed[0].reason and not (tmp_path/'x.png').exists()
@@ -372,7 +424,8 @@ def test_larger_photos_need_to_be_asked_for(net, tmp_path):
     photo(20, 30).save(tmp_path/'p.png')
     with pytest.raises(UserError, match='max-pixels'): stylize(tmp_path/'p.png', net, max_pixels=599)
     assert stylize(tmp_path/'p.png', net, max_pixels=600).size == (30, 20)
-    assert 'max-pixels' in stylize_folder(tmp_path/'p.png', tmp_path/'out', net, progress=False, max_pixels=599).failed[0].reason
+    assert 'max-pixels' in stylize_folder(tmp_path/'p.png', tmp_path/'out', net, progress=False,
+                                          max_pixels=599).failed[0].reason
 
 
 def test_a_disk_without_permissions_takes_scenes(net, tmp_path, monkeypatch):
@@ -395,8 +448,11 @@ def test_files_have_the_permissions_of_any_other_file(net, tmp_path):
     assert {oct(p.stat().st_mode) for p in tmp_path.iterdir() if p.is_file()} == {oct(0o100640)}
 
 
-@pytest.mark.parametrize('wrap', [lambda sd: {f'module.{k}': v for k, v in sd.items()}, lambda sd: {f'_orig_mod.module.{k}': v for k, v in sd.items()},
-                                  lambda sd: {k: torch.nn.Parameter(v) for k, v in sd.items()}], ids=['DataParallel', 'compiled', 'parameters'])
+@pytest.mark.parametrize('wrap',
+                         [lambda sd: {f'module.{k}': v for k, v in sd.items()},
+                          lambda sd: {f'_orig_mod.module.{k}': v for k, v in sd.items()},
+                          lambda sd: {k: torch.nn.Parameter(v) for k, v in sd.items()}],
+                         ids=['DataParallel', 'compiled', 'parameters'])
 def test_wrapped_weights_load(net, tmp_path, wrap):
     torch.save(wrap(net.state_dict()), tmp_path/'w.pth')
     loaded = load_translator(tmp_path/'w.pth')

@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 import scenimefy.translator
-from scenimefy.translator import (TAPS, BlurDown, PatchCritic, PatchHeads, ResnetGenerator, blur_pools, columns,
-                                  count_parameters, field_side, footprint, init_weights, instance_norm, output_side,
+from scenimefy.translator import (TAPS, BlurDown, PatchCritic, PatchHeads, ResnetGenerator, blur_pools,
+                                  columns, count_parameters, field_side, footprint, init_weights,
+                                  instance_norm, output_side,
                                   released_side, sample_ids, save_translator, tap_channels, tap_shapes)
 
 CLOSE = dict(rtol=1e-4, atol=1e-4)
@@ -20,13 +21,15 @@ LAYOUTS = [torch.contiguous_format, torch.channels_last]
 def part(ref, prefix): return {k[len(prefix):]: v for k, v in ref.items() if k.startswith(prefix)}
 
 
-# ---- an independent build, slow and literal: stock modules and explicit filters --------------------------------
+# ---- an independent build, slow and literal: stock modules and explicit filters ----------------------------
 
 class LiteralDown(nn.Module):
     def __init__(self, ch):
         super().__init__()
-        self.register_buffer('filt', (torch.tensor([[1., 2, 1], [2, 4, 2], [1, 2, 1]])/16).repeat(ch, 1, 1, 1))
-    def forward(self, x): return F.conv2d(F.pad(x, (1,)*4, mode='reflect'), self.filt, stride=2, groups=x.shape[1])
+        kernel = torch.tensor([[1., 2, 1], [2, 4, 2], [1, 2, 1]])/16
+        self.register_buffer('filt', kernel.repeat(ch, 1, 1, 1))
+    def forward(self, x):
+        return F.conv2d(F.pad(x, (1,)*4, mode='reflect'), self.filt, stride=2, groups=x.shape[1])
 
 
 class LiteralUp(nn.Module):
@@ -42,7 +45,8 @@ class LiteralUp(nn.Module):
 class LiteralBlock(nn.Module):
     def __init__(self, ch):
         super().__init__()
-        self.conv_block = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(ch, ch, 3), nn.InstanceNorm2d(ch), nn.ReLU(),
+        self.conv_block = nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(ch, ch, 3), nn.InstanceNorm2d(ch),
+                                        nn.ReLU(),
                                         nn.ReflectionPad2d(1), nn.Conv2d(ch, ch, 3), nn.InstanceNorm2d(ch))
     def forward(self, x): return x + self.conv_block(x)
 
@@ -56,15 +60,18 @@ class Literal(nn.Module):
 
 def literal_generator(n, blocks):
     def nr(ch): return nn.InstanceNorm2d(ch), nn.ReLU()
-    return Literal(nn.ReflectionPad2d(3), nn.Conv2d(3, n, 7), *nr(n), nn.Conv2d(n, 2*n, 3, padding=1), *nr(2*n),
+    return Literal(nn.ReflectionPad2d(3), nn.Conv2d(3, n, 7), *nr(n), nn.Conv2d(n, 2*n, 3, padding=1),
+                   *nr(2*n),
                    LiteralDown(2*n), nn.Conv2d(2*n, 4*n, 3, padding=1), *nr(4*n), LiteralDown(4*n),
-                   *[LiteralBlock(4*n) for _ in range(blocks)], LiteralUp(4*n), nn.Conv2d(4*n, 2*n, 3, padding=1),
+                   *[LiteralBlock(4*n) for _ in range(blocks)], LiteralUp(4*n),
+                   nn.Conv2d(4*n, 2*n, 3, padding=1),
                    *nr(2*n), LiteralUp(2*n), nn.Conv2d(2*n, n, 3, padding=1), *nr(n), nn.ReflectionPad2d(3),
                    nn.Conv2d(n, 3, 7), nn.Tanh())
 
 
 def literal_critic(n, in_ch):
-    def step(a, b): return LiteralDown(a), nn.Conv2d(a, b, 4, padding=1), nn.InstanceNorm2d(b), nn.LeakyReLU(.2)
+    def step(a, b):
+        return LiteralDown(a), nn.Conv2d(a, b, 4, padding=1), nn.InstanceNorm2d(b), nn.LeakyReLU(.2)
     return Literal(nn.Conv2d(in_ch, n, 4, padding=1), nn.LeakyReLU(.2), *step(n, 2*n), *step(2*n, 4*n),
                    *step(4*n, 8*n), nn.Conv2d(8*n, 1, 4, padding=1))
 
@@ -89,7 +96,8 @@ def test_generator_equals_literal_build_forward_and_backward(layout, size):
     score(image, feats).backward()
     score(h, want).backward()
     for (name, a), b in zip(mine.named_parameters(), literal.parameters()):
-        torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-6*float(b.grad.abs().max()) + 1e-9, msg=name)
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-6*float(b.grad.abs().max()) + 1e-9,
+                                   msg=name)
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
@@ -105,7 +113,7 @@ def test_critic_equals_literal_build(layout):
     for p, q in zip(mine.parameters(), literal.parameters()): torch.testing.assert_close(p.grad, q.grad)
 
 
-# ---- numbers of the released implementation ----------------------------------------------------------------------
+# ---- numbers of the released implementation ----------------------------------------------------------------
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_reference_generator_and_taps(reference, layout):
@@ -125,7 +133,8 @@ def test_reference_generator_and_taps(reference, layout):
 
 def test_reference_critics_and_heads(reference):
     ref = reference('translation_step')
-    D, D_p, heads, heads_s = PatchCritic(3, 8), PatchCritic(6, 8), *(PatchHeads(tap_channels(8), 16) for _ in 'ab')
+    D, D_p = PatchCritic(3, 8), PatchCritic(6, 8)
+    heads, heads_s = (PatchHeads(tap_channels(8), 16) for _ in 'ab')
     for net, key in ((D, 'D'), (D_p, 'D_p'), (heads, 'F'), (heads_s, 'F_s')):
         net.load_state_dict(part(ref, f'weights/{key}/'), strict=True)
     pair = torch.cat([ref['input/real_A_p'], ref['forward/fake_B_p']], 1)
@@ -135,7 +144,7 @@ def test_reference_critics_and_heads(reference):
     for t, r in zip(TAPS, rows): torch.testing.assert_close(r[0], ref[f'forward/pool_A/{t}'], **CLOSE)
 
 
-# ---- format, sizes, faults ---------------------------------------------------------------------------------------
+# ---- format, sizes, faults ---------------------------------------------------------------------------------
 
 def test_counts_of_the_paper_networks():
     with torch.device('meta'):
@@ -150,7 +159,7 @@ def test_deep_critics_do_not_grow_beyond_eight_times_their_first_layer():
 
 
 def test_half_precision_file(tmp_path):
-    "Asked for, every number on the disk has 16 bits and is the nearest to ours; otherwise not one bit is lost."
+    "Asked for, every number on disk has 16 bits and is the nearest to ours; else not one bit is lost."
     net = ResnetGenerator(ngf=2, n_blocks=1)
     half, full = (load_file(save_translator(net, tmp_path/f'{h}.safetensors', half=h)) for h in (True, False))
     for k, v in net.state_dict().items():
@@ -165,12 +174,14 @@ def test_receptive_fields():
 
 
 @pytest.mark.parametrize('make,channels', [(lambda: ResnetGenerator(ngf=2, n_blocks=1), 3),
-                                           (lambda: PatchCritic(ndf=2), 3), (lambda: PatchCritic(6, 2, n_layers=2), 6)])
+                                           (lambda: PatchCritic(ndf=2), 3),
+                                           (lambda: PatchCritic(6, 2, n_layers=2), 6)])
 def test_min_side_is_the_true_minimum(make, channels):
     net = make()
     smallest = net.min_side
     assert net(torch.zeros(1, channels, smallest, smallest)).numel() > 0
-    with pytest.raises(ValueError, match=f'at least {smallest}'): net(torch.zeros(1, channels, smallest - 1, 64))
+    with pytest.raises(ValueError, match=f'at least {smallest}'):
+        net(torch.zeros(1, channels, smallest - 1, 64))
     net.min_side = 1
     with pytest.raises((RuntimeError, ValueError)): net(torch.zeros(1, channels, smallest - 1, smallest - 1))
 
@@ -181,9 +192,11 @@ def test_another_blur_is_refused(strict, key):
     net = ResnetGenerator(ngf=2, n_blocks=9)
     state = {k: v.clone() for k, v in net.state_dict().items()}
     for bad in (state[key].roll(1, -1), state[key]*float('nan')):
-        with pytest.raises(RuntimeError, match='not the blur'): net.load_state_dict({**state, key: bad}, strict=strict)
+        with pytest.raises(RuntimeError, match='not the blur'):
+            net.load_state_dict({**state, key: bad}, strict=strict)
     net.load_state_dict({k: v.half() for k, v in state.items()}, strict=True)  # half-precision files are fine
-    with pytest.raises(RuntimeError, match='Missing'): net.load_state_dict({k: v for k, v in state.items() if k != key})
+    with pytest.raises(RuntimeError, match='Missing'):
+        net.load_state_dict({k: v for k, v in state.items() if k != key})
 
 
 def test_size_rules():
@@ -191,7 +204,7 @@ def test_size_rules():
     assert [released_side(s) for s in (250, 254, 258, 262, 256)] == [248, 256, 256, 264, 256]
 
 
-# ---- behavior ----------------------------------------------------------------------------------------------------
+# ---- behavior ----------------------------------------------------------------------------------------------
 
 def test_every_single_tap_survives_the_in_place_relus():
     torch.manual_seed(0)
@@ -241,7 +254,7 @@ def test_instance_norm_of_a_channel_far_from_zero():
 @pytest.mark.parametrize('shape', [(1, 3, 4, 5), (3, 3, 4, 5), (1, 1, 4, 5), (2, 3, 1, 6)])
 @pytest.mark.parametrize('kind', [torch.float32, torch.float64, torch.bfloat16])
 def test_instance_norm_and_its_gradient_in_every_layout(kind, shape, stored, arriving):
-    "torch's own call gives another channel's gradient for one image, if the incoming one is stored channels_last."
+    "torch's own call gives another channel's gradient for one image, if the incoming one is channels_last."
     g = torch.Generator().manual_seed(1)
     x, slope = (torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(2))
     want = x.to(kind).double().clone().requires_grad_()
@@ -266,7 +279,8 @@ def test_the_library_never_calls_the_norm_with_the_wrong_gradient():
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_autocast_keeps_images_and_rows_in_float32(layout):
     torch.manual_seed(0)
-    G, D = ResnetGenerator(ngf=8, n_blocks=5).to(memory_format=layout), PatchCritic(ndf=4).to(memory_format=layout)
+    G, D = ResnetGenerator(ngf=8, n_blocks=5), PatchCritic(ndf=4)
+    for net in (G, D): net.to(memory_format=layout)
     heads, x = PatchHeads(tap_channels(8), 16), torch.rand(2, 3, 32, 32)*2 - 1
     with torch.autocast('cpu', torch.bfloat16):
         image, feats = G(x, taps=TAPS)
