@@ -68,7 +68,8 @@ TEMPLATE = """
 <section><h2>{{ title }}</h2><p>{{ text }}</p>{{ bodies|join }}</section>
 {%- endmacro %}
 {% macro cards(numbers) -%}
-<div class="cards">{% for big, small in numbers %}<div class="card"><b>{{ big }}</b><span>{{ small }}</span></div>
+<div class="cards">{% for big, small in numbers -%}
+<div class="card"><b>{{ big }}</b><span>{{ small }}</span></div>
 {%- endfor %}</div>
 {%- endmacro %}
 """
@@ -118,8 +119,8 @@ def part_html(title:str, *bodies) -> Markup:
 CSS = """
 :root{color-scheme:light dark;--bg:#faf9f6;--card:#fff;--ink:#1f2933;--soft:#5a6775;--line:#e4e1da;
 --hot:#0067a3;--warn:#9a3412}
-@media(prefers-color-scheme:dark){:root{--bg:#12161c;--card:#1a2028;--ink:#e4eaf0;--soft:#9aa8b6;--line:#2c3540;
---hot:#6cc0f5;--warn:#fdba74}}
+@media(prefers-color-scheme:dark){:root{--bg:#12161c;--card:#1a2028;--ink:#e4eaf0;--soft:#9aa8b6;
+--line:#2c3540;--hot:#6cc0f5;--warn:#fdba74}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--bg);color:var(--ink);
 font:17px/1.6 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
@@ -137,8 +138,8 @@ section>p{margin:0 0 18px;color:var(--soft)}
 .g6{grid-template-columns:repeat(6,1fr)}
 figure{margin:0}img{display:block;width:100%;height:auto;border-radius:10px}.plain img{border-radius:0}
 figcaption{font-size:.86rem;line-height:1.4;color:var(--soft);margin-top:6px;overflow-wrap:anywhere}
-table{border-collapse:collapse;background:var(--card);border:1px solid var(--line);border-radius:14px;overflow:hidden}
-th,td{padding:8px 18px;text-align:right;border-top:1px solid var(--line);font-variant-numeric:tabular-nums}
+table{border-collapse:collapse;background:var(--card);border:1px solid var(--line);border-radius:14px;
+overflow:hidden}th,td{padding:8px 18px;text-align:right;border-top:1px solid var(--line);font-variant-numeric:tabular-nums}
 th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:600;border-top:0}
 pre{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:16px 18px;overflow-x:auto;
 line-height:1.7}
@@ -152,11 +153,14 @@ body{font-size:16px}header{padding-top:32px}}
 
 # %% ../nbs/00b_page.ipynb #exp-page
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>Scenimefy: {{ title }}</title><style>{{ css }}</style></head>
 <body><main><header><h1>{{ title }}</h1><p>{{ lead }}</p></header>
-{% if numbers %}{{ pieces.cards(numbers) }}{% endif %}{{ body }}<footer>{{ foot }}</footer></main></body></html>
+{% if numbers %}{{ pieces.cards(numbers) }}{% endif %}{{ body }}
+<footer>{{ foot }}</footer></main></body></html>
 """
 STRANGE = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]')    # controls, and halves of characters
 
