@@ -80,11 +80,12 @@ def test_strange_letters_become_question_marks_and_others_stay():
 
 def test_our_own_html_stays():
     ours = Markup('<i>ours</i>')
-    for piece in (section_html('t', ours), note_html('Careful.', ours), table_html([(ours,)])): assert ours in piece
+    for piece in (section_html('t', ours), note_html('Careful.', ours), table_html([(ours,)])):
+        assert ours in piece
     body = section_html('t', 'x') + section_html('u', 'y')
     assert body in page_html('t', 'l', body)
     for piece in (figure_html(PICTURE, ours), picture_html(FIGURE, FIGURE, ours)):
-        assert piece.split('alt="')[1].startswith('&lt;i&gt;ours&lt;/i&gt;"')        # but no tag in an attribute
+        assert piece.split('alt="')[1].startswith('&lt;i&gt;ours&lt;/i&gt;"')    # but no tag in an attribute
 
 
 def test_pieces_by_hand():
