@@ -122,6 +122,7 @@ def short_memory(ema:float, steps:int) -> float:
     "The decay `ema`, or a smaller one that remembers a tenth of the run."
     return max(0., min(ema, 1 - 10/steps))
 
+# %% ../nbs/14b_demo.ipynb #exp-fit
 def fit_finetune(cfg, seconds:float, source, anime): # `cfg`: FinetuneSettings
     "`cfg` with as many steps of Stage 1 as fit into `seconds` on this machine."
     trial = cfg.but(steps=9, log_every=1)
@@ -182,6 +183,7 @@ def held_out(n:int) -> list: # integer seeds ≥ HELD_OUT
     daytime = is_daytime(scenes(seeds)).tolist()
     return [seed for seed, day in zip(seeds, daytime) if day][:n]
 
+# %% ../nbs/14b_demo.ipynb #exp-truth
 @torch.no_grad()
 def to_truth(nets:dict,       # {name: function from images to images}
              seeds:list, size:int=64,
@@ -235,6 +237,7 @@ def show_photo(net, path, save, small:int=384) -> Shown: # save: file for the fu
     with atomic_path(save) as tmp: output.save(tmp)
     return Shown(Path(path).name, photo, output, seconds, reduced)
 
+# %% ../nbs/14b_demo.ipynb #exp-showscene
 def show_scene(net, trained, seed:int, size:int=256) -> Shown:
     "Translate a scene of the world with both translators, the truth beside it."
     photo, truth = (to_image(render([seed], size, style)[0]) for style in ('photo', 'anime'))
@@ -260,6 +263,7 @@ def photos_html(photos:list, small:int) -> Markup: # photos: list of Shown
             'detail and is mostly recolored.')
     return section_html('Your photos', text, *rows)
 
+# %% ../nbs/14b_demo.ipynb #exp-scenesection
 def scenes_html(shown:list) -> Markup:
     "The section with held-out scenes beside their truth."
     figures = []
@@ -281,6 +285,7 @@ def data_html(photos, anime, n:int=6) -> Markup:
             'scene is there twice: nobody told the networks which photo belongs to which anime.')
     return section_html('What it learned from', text, some(photos, 'photo'), some(anime, 'anime'))
 
+# %% ../nbs/14b_demo.ipynb #exp-stage1section
 def stage1_html(made_by, full, # StyleganPairs of one source: trained here, bundled
                 n:int, steps:int, seconds:float) -> Markup:
     "The section that shows the same codes before and after the fine-tuning."
@@ -335,6 +340,7 @@ def measure_html(scores:dict, size:int) -> Markup: # scores: of `to_truth`, the 
     table = table_html(rows, ('compared with the truth', 'L1', 'features', 'L1, against the photo'))
     return section_html('How close to the truth?', text, table)
 
+# %% ../nbs/14b_demo.ipynb #exp-losssection
 def losses_html(stage1:dict, stage3:dict) -> Markup: # of `read_losses`
     "The section with the loss curves, in ink for light and for dark pages."
     pictures = []
@@ -360,6 +366,7 @@ def quoted(path) -> str:
     text = str(path)
     return f'"{text}"' if any(c in text for c in " '&()") else text
 
+# %% ../nbs/14b_demo.ipynb #exp-nextsection
 def next_html(weights) -> Markup: # file of the translator that was trained here
     "The section that says what is toy, and the one with commands to try."
     stylize_to = 'scenimefy stylize PHOTO.jpg -o styled --weights'
@@ -393,12 +400,13 @@ def write_page(page, body:Markup, result:dict, n_pairs:int, seconds:dict):
     text = page_html('From a photo to an anime\u00a0scene', lead, body, cards, foot)
     with atomic_path(page) as tmp: tmp.write_text(text, encoding='utf8')
 
+# %% ../nbs/14b_demo.ipynb #exp-failed
 def failed_html(failed:list) -> Markup: # [(photo, reason)]
     "A note that names the photos that could not be done."
     if not failed: return Markup()
     return note_html('Not done', list_html([reason for _, reason in failed]))
 
-# %% ../nbs/14b_demo.ipynb #exp-stylizeall
+# %% ../nbs/14b_demo.ipynb #exp-freename
 def _free_name(file, folder, made:list, inputs:set) -> Path:
     "A PNG named like the photo, with a number if an earlier translation or an input has that name."
     stem, n = Path(file).stem, 2
@@ -409,6 +417,7 @@ def _free_name(file, folder, made:list, inputs:set) -> Path:
         n += 1
     return path
 
+# %% ../nbs/14b_demo.ipynb #exp-stylizeall
 def show_photos(net, files, folder, small, failed) -> list: # of Shown; what fails is added to `failed`
     "Translate every photo into `folder`; one that fails does not stop the others."
     shown, made, inputs = [], [], {Path(f).resolve() for f in files}
@@ -438,6 +447,7 @@ class Clock:
         self.seconds[self.name] = self.seconds.get(self.name, 0.) + spent
         self.name = None
 
+# %% ../nbs/14b_demo.ipynb #exp-times
 def times_html(seconds:dict) -> Markup:
     "The section that says where the time went."
     rows = [(name, f'{t:.1f} s') for name, t in seconds.items()]
@@ -475,7 +485,7 @@ def run_stages(s, folders, work, first, third, clock, on_step=None) -> tuple:
     weights = train(third, photos, anime, work/'pairs', work/'run', on_step=on_step)
     return first, second, made_by, segmenter, weights
 
-# %% ../nbs/14b_demo.ipynb #exp-demo
+# %% ../nbs/14b_demo.ipynb #exp-result
 @dataclass
 class DemoResult:
     "What the demo leaves behind."
@@ -485,6 +495,7 @@ class DemoResult:
     result: dict    # {'trained': of `gain`, 'bundled': of `gain`}
     seconds: dict   # {stage: s}
 
+# %% ../nbs/14b_demo.ipynb #exp-keep
 def _keep(weights, out) -> Path:
     "A copy of the translator outside of `work`, which the next demo clears."
     kept = out/'translator.safetensors'
@@ -499,7 +510,7 @@ def _stages_html(s, work, folders, made, seconds) -> Markup: # made: of `run_sta
             + stage2_html(made_by, segmenter, work/'pairs', second)
             + losses_html(read_losses(work/'finetune', STAGE1), read_losses(work/'run', STAGE3)))
 
-# %% ../nbs/14b_demo.ipynb #exp-all
+# %% ../nbs/14b_demo.ipynb #exp-demo
 def demo(photos=(),             # files and folders
          out='scenimefy-demo',  # folder for the page
          settings=None,         # DemoSettings

@@ -48,6 +48,7 @@ def lbce_released(anime_scores:Tensor, # (B,K,H,W) of `semantic_scores`
     labels = photo_scores.argmax(1)
     return F.cross_entropy(anime_scores, labels, reduction='none').mean((1, 2))   # Eq. lbce
 
+# %% ../nbs/08_selection.ipynb #exp-shape
 def _same_shape(a, b):
     if a.shape != b.shape or a.ndim != 4:
         raise ValueError(f'scores are {tuple(a.shape)} and {tuple(b.shape)} but must both be (B,K,H,W); '
@@ -68,6 +69,7 @@ def agreement(a:Tensor, b:Tensor # (B,K,H,W) scores
     _same_shape(a, b)
     return (a.argmax(1) == b.argmax(1)).float().mean((1, 2))
 
+# %% ../nbs/08_selection.ipynb #eq-nll
 def nll(anime_scores:Tensor, photo_scores:Tensor, # (B,K,H,W)
         eps:float=1e-6                            # smallest probability that counts: at most 13.8 per pixel
        ) -> Tensor:                               # (B,)
@@ -179,6 +181,7 @@ def _swap(s, k:int, at:int): # scenes, the number of one of them, and of an obje
     objects[k, at, 0] = CONIFER if objects[k, at, 0] == HOUSE else HOUSE
     return s.but(objects=objects)
 
+# %% ../nbs/08_selection.ipynb #exp-shows
 def _swap_that_shows(s, size:int, strength:float): # one scene, px, in [0,1)
     "One of the three nearest objects, chosen by `strength`, whose swap can be seen; None if there is none."
     near = [k for k in reversed(range(8)) if s.objects[0, k, 0] > 0][:3]
@@ -249,6 +252,7 @@ class SelectSettings(Settings):
                'colab': dict(count=2000),
                'paper': {}}
 
+# %% ../nbs/08_selection.ipynb #exp-changeable
 RULES = {'max_lbce', 'min_categories', 'keep_best'}     # what `recut` may change
 MORE = {'count', 'batch', 'patience', 'base'}           # what may change when a folder is continued
 
@@ -258,6 +262,7 @@ def passes(line:dict, cfg) -> bool:
     if line['lbce'] is None: return False
     return line['lbce'] < cfg.max_lbce and line['n_categories'] >= cfg.min_categories
 
+# %% ../nbs/08_selection.ipynb #exp-choose
 def choose(lines:list,      # of candidates, in the order of their seeds
            cfg) -> set:     # seeds of the accepted
     "The candidates that enter the training set."
@@ -266,6 +271,7 @@ def choose(lines:list,      # of candidates, in the order of their seeds
     kept = min(cfg.count, round(cfg.keep_best*len(passing)))
     return {line['seed'] for line in best[:kept]}
 
+# %% ../nbs/08_selection.ipynb #exp-needed
 def needed(cfg) -> int:
     "How many candidates must pass before `cfg.count` of them can be kept."
     return math.ceil(cfg.count/cfg.keep_best)
@@ -284,12 +290,14 @@ def read_scores(folder) -> list:
         lines.append(line)
     return lines
 
+# %% ../nbs/08_selection.ipynb #exp-record
 def _recorded(line:dict, accepted:bool) -> str: return json.dumps({**line, 'accepted': accepted}) + '\n'
 
 def _write_scores(folder, lines, accepted):
     text = ''.join(_recorded(line, line['seed'] in accepted) for line in lines)
     with atomic_path(Path(folder)/'scores.jsonl') as tmp: tmp.write_text(text)
 
+# %% ../nbs/08_selection.ipynb #exp-files
 def pair_files(folder, seed:int) -> list: # the files of a pair: photo, anime
     return [Path(folder)/side/f'{seed:08d}.png' for side in SIDES]
 
@@ -317,6 +325,7 @@ def _ours(folder) -> bool: # whether pairs were begun here
                         'choose an empty folder')
     return begun
 
+# %% ../nbs/08_selection.ipynb #exp-sides
 def _make_sides(folder):
     try:
         for side in SIDES: (folder/side).mkdir(parents=True, exist_ok=True)
@@ -338,6 +347,7 @@ def _same_settings(folder, cfg):
         raise SettingsError(f"count = {cfg.count} is less than the {old['count']} that {folder} was begun "
                             f'for; a smaller folder of its pairs: {other_rule}')
 
+# %% ../nbs/08_selection.ipynb #exp-same-source
 def _same_source(folder, made_by:dict):
     "Refuse to continue with other networks or files."
     path = folder/'source.json'
@@ -368,6 +378,7 @@ def write_pairs(folder, seeds, photo, anime):
     images = [image for pair in zip(photo, anime) for image in pair]
     with ThreadPoolExecutor(4) as pool: list(pool.map(write_png, files, images))
 
+# %% ../nbs/08_selection.ipynb #exp-settle
 def settle(folder, lines, cfg, source=None) -> set: # seeds of the accepted
     "Make folder and record agree with the rule: exactly the accepted pairs have files."
     accepted = choose(lines, cfg)
@@ -381,7 +392,7 @@ def settle(folder, lines, cfg, source=None) -> set: # seeds of the accepted
     _write_scores(folder, lines, accepted)
     return accepted
 
-# %% ../nbs/08_selection.ipynb #exp-make
+# %% ../nbs/08_selection.ipynb #exp-selected
 class Hopeless(UserError):
     "Too many candidates in a row were rejected; the folder holds their scores."
 
@@ -392,6 +403,7 @@ class Selected:
     accepted: int
     candidates: int
 
+# %% ../nbs/08_selection.ipynb #exp-make
 def make_pairs(cfg:SelectSettings,
                source,            # a `PairSource`
                segmenter,         # of `load_segmenter(cfg.segmenter)`
@@ -420,6 +432,7 @@ def _begin(cfg, source, segmenter, out) -> list: # candidates
     _write_scores(out, lines, passing)
     return lines
 
+# %% ../nbs/08_selection.ipynb #exp-last
 def _up_to_the_last(lines, cfg, wanted:int) -> list:
     "Candidates until as many as wanted have passed; what comes after the last one is not recorded."
     for k, line in enumerate(lines):
@@ -427,6 +440,7 @@ def _up_to_the_last(lines, cfg, wanted:int) -> list:
         if wanted == 0: return lines[:k + 1]
     return lines
 
+# %% ../nbs/08_selection.ipynb #exp-batch
 def _one_batch(cfg, source, segmenter, out, seeds, wanted:int) -> list: # candidates
     "Paint and score these seeds; write the pictures that pass first, and then the lines about all."
     photo, anime = source.pairs(seeds)
@@ -437,7 +451,7 @@ def _one_batch(cfg, source, segmenter, out, seeds, wanted:int) -> list: # candid
     with open(out/'scores.jsonl', 'a') as f: f.write(''.join(_recorded(x, passes(x, cfg)) for x in lines))
     return lines
 
-# %% ../nbs/08_selection.ipynb #exp-search
+# %% ../nbs/08_selection.ipynb #exp-rejected
 def _rejected_in_a_row(lines, cfg) -> int:
     count = 0
     for line in reversed(lines):
@@ -445,6 +459,7 @@ def _rejected_in_a_row(lines, cfg) -> int:
         count += 1
     return count
 
+# %% ../nbs/08_selection.ipynb #exp-search
 def _search(cfg, source, segmenter, out, lines:list, on_progress):
     "Add candidates to the folder and to `lines`, until enough of them have passed or the source ends."
     need, passed = needed(cfg), sum(passes(line, cfg) for line in lines)
