@@ -132,24 +132,24 @@ def test_page_compares_kept_pairs_with_the_others(monkeypatch):
     lines = [dict(seed=i, lbce=1. + i, n_categories=3, agreement=a) for i, a in enumerate((.9, .8, .3, .1))]
     monkeypatch.setattr(D, 'read_scores', lambda folder: lines)
     monkeypatch.setattr(D, 'choose', lambda lines, cfg: {0, 1})
-    monkeypatch.setattr(D, 'examples', lambda lines, cfg, n: {'best': [0], 'worst': [3]})
+    monkeypatch.setattr(D, 'examples', lambda lines, cfg, n: {'best': [0], 'middle': [1], 'worst': [3]})
     monkeypatch.setattr(D, 'pair_html', lambda *a: '')
     text = D.stage2_html(None, None, 'folder', None)
     assert '85.0 % of the pixels agree in the kept pairs, 20.0 % in the others' in text
     assert 'made 4 pairs, and the 2 on' in text
-    assert '<h3>best</h3>' in text and '<h3>worst</h3>' in text
+    assert '<h3>best</h3>' in text and '<h3>worst</h3>' in text and 'middle' not in text
 
 
 def test_no_translation_lies_over_another_or_over_a_photo(monkeypatch, tmp_path):
-    "Three photos of one name, in letters of two sizes, and one that lies where its translation would."
+    "Four photos of one name, in letters of two sizes, and one that lies where its translation would."
     written = []
     monkeypatch.setattr(D, 'show_photo', lambda net, file, save, small: written.append(save.name))
     (tmp_path/'out').mkdir()
     (tmp_path/'out'/'hill.png').touch()
-    names = ('a/Lake.jpg', 'b/lake.png', 'c/LAKE.b.jpg', 'd/lake.webp', 'out/hill.png')
+    names = ('a/Lake.jpg', 'b/lake.png', 'c/LAKE.b.jpg', 'd/lake.webp', 'e/LAKE.gif', 'out/hill.png')
     files = [tmp_path/name for name in names]
     show_photos(None, files, tmp_path/'out', 32, [])
-    assert written == ['Lake.png', 'lake-2.png', 'LAKE.b.png', 'lake-3.png', 'hill-2.png']
+    assert written == ['Lake.png', 'lake-2.png', 'LAKE.b.png', 'lake-3.png', 'LAKE-4.png', 'hill-2.png']
 
 
 def test_a_photo_that_fails_does_not_stop_the_others(monkeypatch, tmp_path):

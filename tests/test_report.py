@@ -49,8 +49,11 @@ def test_acceptance_counts():
 
 
 def test_examples_by_hand():
-    lines = [dict(seed=i, lbce=l, n_categories=2) for i, l in enumerate((.5, .9, .3, None, .8, .6, .2))]
-    assert list(examples(lines, cfg(), 2).values()) == [[6, 2], [0, 5], [4, 1], []]
+    numbers = (.5, .9, .3, None, .8, .6, .2, .95, .4)
+    lines = [dict(seed=i, lbce=l, n_categories=2) for i, l in enumerate(numbers)]  # left: 4 1 7
+    assert list(examples(lines, cfg(), 2).values()) == [[6, 2], [0, 5], [4, 1], [7]]
+    assert list(examples(lines, cfg(), 1).values()) == [[6], [5], [4], [7]]
+    assert list(examples(lines, cfg(), 5).values()) == [[6, 2, 8, 0, 5], [], [4, 1, 7], []]
 
 
 @pytest.mark.parametrize('values, drawn', [((.5, .6, .9), True), ((.5, .6), False), ((.8, .9), False),

@@ -207,6 +207,27 @@ def test_batch_size_does_not_matter(tmp_path):
             assert one.keys() == other.keys() and all(abs(one[k] - other[k]) < 1e-5 for k in one)
 
 
+@pytest.mark.parametrize('batch', [1, 4, 7, 64])
+def test_nothing_is_recorded_after_the_last_pair_and_nothing_is_done_twice(tmp_path, batch):
+    "Whatever the batch, the record ends with the pair that completes the count; a second call draws nothing."
+    make_pairs(cfg(batch=batch), Bands(), Colors(), tmp_path/'p')
+    lines = read_scores(tmp_path/'p')
+    assert lines[-1]['accepted'] and sum(x['accepted'] for x in lines) == 12
+    source = Bands()
+    make_pairs(cfg(batch=batch), source, Colors(), tmp_path/'p')
+    assert not source.drawn and read_scores(tmp_path/'p') == lines
+
+
+def test_advice_fits_what_was_changed(tmp_path):
+    "A rule can be applied to the scores that are there; other pictures need another folder."
+    make_pairs(cfg(), Bands(), Colors(), tmp_path/'p')
+    for changed, advice in ((dict(max_lbce=.75), 'apply the new rule to its scores: scenimefy pairs --recut'),
+                            (dict(psi=.5), 'or begin another folder'),
+                            (dict(max_lbce=.75, psi=.5), 'or begin another folder')):
+        with pytest.raises(SettingsError, match=advice):
+            make_pairs(cfg(**changed), Bands(), Colors(), tmp_path/'p')
+
+
 SCRIPT = '''
 import sys
 sys.path.insert(0, {tests!r})
