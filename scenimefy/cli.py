@@ -317,7 +317,8 @@ def pairs_command(
     "Stage 2: paint pairs and keep those whose contents agree."
     from scenimefy.core import UserError
     from scenimefy.priors import load_segmenter
-    from scenimefy.selection import Hopeless, SelectSettings, StyleganPairs, make_pairs, recut, write_report
+    from scenimefy.report import write_report
+    from scenimefy.selection import Hopeless, SelectSettings, StyleganPairs, make_pairs, recut
     if old and not (old/'scores.jsonl').exists():
         raise UserError(f'{old} holds no scores.jsonl; --recut wants a folder that `scenimefy pairs` made')
     cfg = settings_for(SelectSettings, preset, flags, old)

@@ -137,7 +137,7 @@ def caught(monkeypatch):
     for name in ('semisup.train', 'stylegan.pretrain', 'finetune.finetune'): monkeypatch.setattr(f'scenimefy.{name}', catch)
     def catch_pairs(cfg, *a): seen.append(cfg); return Selected(Path('p'), 3, 4)
     monkeypatch.setattr('scenimefy.selection.make_pairs', catch_pairs)
-    for name in ('selection.StyleganPairs', 'selection.write_report', 'priors.load_segmenter'):
+    for name in ('selection.StyleganPairs', 'report.write_report', 'priors.load_segmenter'):
         monkeypatch.setattr(f'scenimefy.{name}', lambda *a, **k: 'made')
     return seen
 

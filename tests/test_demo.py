@@ -7,10 +7,15 @@ import torch
 from PIL import Image
 
 import scenimefy.demo as D
-from scenimefy.demo import Clock, DemoSettings, fit_finetune, fit_train, gain, held_out, seconds_per_step, short_memory, show_photo, smooth, to_truth
+from scenimefy.core import UserError
+from scenimefy.demo import (Clock, DemoSettings, failed_html, fit_finetune, fit_train, gain, held_out,
+                            losses_html, next_html, photos_html, seconds_per_step, short_memory, show_photo,
+                            show_photos, smooth, to_truth)
 from scenimefy.finetune import FinetuneSettings
 from scenimefy.semisup import SemisupSettings
 from scenimefy.world import HELD_OUT, is_daytime, render
+
+from test_page import Reader
 
 
 @pytest.fixture
@@ -22,7 +27,8 @@ def clock(monkeypatch):
 
 
 def test_smooth_is_the_mean_of_the_last_few():
-    assert smooth([1, 3, 5, 7], 2) == [1, 2, 4, 6] and smooth([1, 3, 5, 7], 3) == [1, 2, 3, 5] and smooth([4, 2], 1) == [4, 2]
+    assert smooth([1, 3, 5, 7], 2) == [1, 2, 4, 6] and smooth([1, 3, 5, 7], 3) == [1, 2, 3, 5]
+    assert smooth([4, 2], 1) == [4, 2] and smooth([], 3) == []
 
 
 def test_gain_by_hand():
@@ -31,9 +37,11 @@ def test_gain_by_hand():
     g = gain(before, after)
     error = 100*math.sqrt((.05**2 + .05**2 + .15**2 + .15**2)/3)/math.sqrt(4)/.4
     assert (g['word'], g['better'], g['n']) == ('closer', 3, 4)
-    assert (g['percent'], g['error'], g['photo'], g['output']) == pytest.approx((37.5, error, .4, .25), rel=1e-4)
+    numbers = (g['percent'], g['error'], g['photo'], g['output'])
+    assert numbers == pytest.approx((37.5, error, .4, .25), rel=1e-4)
     worse = gain(after, before)
-    assert (worse['word'], worse['better']) == ('farther', 0) and worse['percent'] == pytest.approx(60, rel=1e-4)
+    assert (worse['word'], worse['better']) == ('farther', 0)
+    assert worse['percent'] == pytest.approx(60, rel=1e-4)
 
 
 def test_average_remembers_a_tenth_of_a_short_run():
@@ -44,14 +52,17 @@ def test_average_remembers_a_tenth_of_a_short_run():
 def test_a_step_is_timed_without_the_slow_first_ones(clock):
     "Nine steps, the first three slow, the others two seconds each."
     def attempt(folder, tick):
-        for seconds in (60, 9, 5, 2, 2, 2, 2, 2, 2): clock[0] += seconds; tick()
+        for seconds in (60, 9, 5, 2, 2, 2, 2, 2, 2):
+            clock[0] += seconds
+            tick()
     assert seconds_per_step(attempt) == pytest.approx(2.)
 
 
 def test_steps_fill_the_time(monkeypatch):
     "A hundred seconds at half a second each are 200 steps: ten in each of twenty epochs, or all of Stage 1."
     monkeypatch.setattr(D, 'seconds_per_step', lambda attempt: .5)
-    third = fit_train(SemisupSettings.preset('tiny').but(epochs=20, ema=.99), 100., 'photos', 'anime', 'pairs')
+    third = SemisupSettings.preset('tiny').but(epochs=20, ema=.99)
+    third = fit_train(third, 100., 'photos', 'anime', 'pairs')
     assert (third.epochs, third.epoch_steps, third.ema) == (20, 10, pytest.approx(.95))
     first = fit_finetune(FinetuneSettings.preset('tiny').but(ema=.99), 100., 'tiny', 'anime')
     assert (first.steps, first.ema) == (200, pytest.approx(.95))
@@ -65,28 +76,32 @@ def test_both_stages_share_the_time(monkeypatch, tmp_path):
         given[name] = seconds
         if name == 'third': raise Enough
         return cfg
-    for name, fake in (('fit_finetune', lambda *a: fit('first', *a)), ('fit_train', lambda *a: fit('third', *a)), ('finetune', lambda *a, **k: 'made'),
-                       ('StyleganPairs', lambda *a: None), ('load_segmenter', lambda *a: None), ('make_pairs', lambda *a: None)):
-        monkeypatch.setattr(D, name, fake)
+    fakes = dict(fit_finetune=lambda *a: fit('first', *a), fit_train=lambda *a: fit('third', *a),
+                 finetune=lambda *a, **k: 'made', StyleganPairs=lambda *a: None,
+                 load_segmenter=lambda *a: None, make_pairs=lambda *a: None)
+    for name, fake in fakes.items(): monkeypatch.setattr(D, name, fake)
+    settings = DemoSettings().but(seconds=80., share=.25)
+    first, third = FinetuneSettings.preset('tiny'), SemisupSettings.preset('tiny')
     with pytest.raises(Enough):
-        D.run_stages(DemoSettings().but(seconds=80., share=.25), ('photos', 'anime'), tmp_path, FinetuneSettings.preset('tiny'),
-                     SemisupSettings.preset('tiny'), Clock(lambda text: None))
+        D.run_stages(settings, ('photos', 'anime'), tmp_path, first, third, Clock(lambda text: None))
     assert given == dict(first=20., third=60.)
 
 
 def test_held_out_scenes_are_the_first_in_daylight():
     seeds = held_out(40)
-    assert seeds == [s for s in range(HELD_OUT, seeds[-1] + 1) if is_daytime([s]).item()] and len(seeds) == 40
-    assert seeds[-1] > HELD_OUT + 39                                               # dusk was passed over
+    assert seeds == [s for s in range(HELD_OUT, seeds[-1] + 1) if is_daytime([s]).item()]
+    assert len(seeds) == 40 and seeds[-1] > HELD_OUT + 39                       # dusk was passed over
 
 
 def test_distance_is_taken_to_the_anime_of_the_scene():
-    "Doing nothing is as far as photo and anime are apart; a net that paints gray, as anime is from gray. Batches do not show."
+    "Doing nothing is as far as photo is from anime, painting gray as gray is; batches do not show."
     seeds = held_out(3)
     photo, anime = (render(seeds, 32, style) for style in ('photo', 'anime'))
-    found = to_truth({'nothing': lambda x: x, 'gray': torch.zeros_like}, seeds, 32, lambda a, b: (a - b).amax((1, 2, 3)), batch=2)
+    nets = {'nothing': lambda x: x, 'gray': torch.zeros_like}
+    found = to_truth(nets, seeds, 32, lambda a, b: (a - b).amax((1, 2, 3)), batch=2)
     for name, made in (('nothing', photo), ('gray', torch.zeros_like(anime))):
-        torch.testing.assert_close(found[name], torch.stack([(made - anime).abs().mean((1, 2, 3)), (made - anime).amax((1, 2, 3))]))
+        off = made - anime
+        torch.testing.assert_close(found[name], torch.stack([off.abs().mean((1, 2, 3)), off.amax((1, 2, 3))]))
     assert (to_truth({'nothing': lambda x: x}, seeds[:1], 32)['nothing'][1] == 0).all()
 
 
@@ -94,12 +109,17 @@ def test_clock_adds_up_what_has_one_name(clock):
     heard = []
     c = Clock(heard.append)
     for name, seconds in (('timing', 1), ('Stage 1', 5), ('timing', 2), ('Stage 3', 7)):
-        c(name, 'x' if name == 'timing' else ''); clock[0] += seconds
-    c()
-    assert c.seconds == {'timing': 3., 'Stage 1': 5., 'Stage 3': 7.} and heard == ['timing: x', 'Stage 1', 'timing: x', 'Stage 3']
+        c.start(name, 'x' if name == 'timing' else '')
+        clock[0] += seconds
+    c.stop()
+    clock[0] += 100
+    c.stop()                                                               # nothing runs: nothing is added
+    assert c.seconds == {'timing': 3., 'Stage 1': 5., 'Stage 3': 7.}
+    assert heard == ['timing: x', 'Stage 1', 'timing: x', 'Stage 3']
 
 
-@pytest.mark.parametrize('size, small', [((60, 20), (32, 11)), ((20, 60), (11, 32)), ((40, 40), None), ((41, 8), (32, 6))])
+@pytest.mark.parametrize('size, small', [((60, 20), (32, 11)), ((20, 60), (11, 32)), ((40, 40), None),
+                                         ((41, 8), (32, 6))])
 def test_large_photos_are_translated_small_as_well(monkeypatch, tmp_path, size, small):
     "Large is what is more than a quarter longer than 32 px on its longer side."
     monkeypatch.setattr(D, 'stylize', lambda photo, net: photo.copy())
@@ -112,7 +132,50 @@ def test_page_compares_kept_pairs_with_the_others(monkeypatch):
     lines = [dict(seed=i, lbce=1. + i, n_categories=3, agreement=a) for i, a in enumerate((.9, .8, .3, .1))]
     monkeypatch.setattr(D, 'read_scores', lambda folder: lines)
     monkeypatch.setattr(D, 'choose', lambda lines, cfg: {0, 1})
-    monkeypatch.setattr(D, 'examples', lambda lines, cfg, n: {'best': [0], 'worst': [3]})
+    monkeypatch.setattr(D, 'examples', lambda lines, cfg, n: {'best': [0], 'middle': [1], 'worst': [3]})
     monkeypatch.setattr(D, 'pair_html', lambda *a: '')
     text = D.stage2_html(None, None, 'folder', None)
-    assert '85.0 % of the pixels agree in the kept pairs, 20.0 % in the others' in text and 'made 4 pairs, and the 2 on' in text
+    assert '85.0 % of the pixels agree in the kept pairs, 20.0 % in the others' in text
+    assert 'made 4 pairs, and the 2 on' in text
+    assert '<h3>best</h3>' in text and '<h3>worst</h3>' in text and 'middle' not in text
+
+
+def test_no_translation_lies_over_another_or_over_a_photo(monkeypatch, tmp_path):
+    "Four photos of one name, in letters of two sizes, and one that lies where its translation would."
+    written = []
+    monkeypatch.setattr(D, 'show_photo', lambda net, file, save, small: written.append(save.name))
+    (tmp_path/'out').mkdir()
+    (tmp_path/'out'/'hill.png').touch()
+    names = ('a/Lake.jpg', 'b/lake.png', 'c/LAKE.b.jpg', 'd/lake.webp', 'e/LAKE.gif', 'out/hill.png')
+    files = [tmp_path/name for name in names]
+    show_photos(None, files, tmp_path/'out', 32, [])
+    assert written == ['Lake.png', 'lake-2.png', 'LAKE.b.png', 'lake-3.png', 'LAKE-4.png', 'hill-2.png']
+
+
+def test_a_photo_that_fails_does_not_stop_the_others(monkeypatch, tmp_path):
+    def show(net, file, save, small):
+        if 'bad' in file.name: raise UserError(f'{file}: torn')
+        if 'big' in file.name: raise MemoryError('too large')
+        return save.name
+    monkeypatch.setattr(D, 'show_photo', show)
+    failed = [('gone.jpg', 'gone.jpg: no such file')]
+    files = [tmp_path/'bad.jpg', tmp_path/'big.jpg', tmp_path/'good.jpg']
+    assert show_photos(None, files, tmp_path/'out', 32, failed) == ['good.png']
+    assert failed[1:] == [(str(files[0]), f'{files[0]}: torn'), (str(files[1]), f'{files[1]}: too large')]
+
+
+HOSTILE = ['<script>alert(1)</script>', '"><img src=x onerror=alert(1)>', "' onload='x",
+           '\udce4<i>', 'a\x1b<b>']
+
+
+@pytest.mark.parametrize('name', HOSTILE, ids=ascii)
+def test_no_photo_becomes_html(name):
+    "Names of photos, reasons of failures, names of losses and of the folder."
+    def sections(name):
+        picture = Image.new('RGB', (8, 6), 'red')
+        photos = [D.Shown(name, picture, picture, 1., small=picture)]
+        log = {'loss': ([1, 2], [.5, .4])}
+        return (failed_html([(name, f'{name}: torn')]) + photos_html(photos, 32) + losses_html(log, log)
+                + next_html(name + '/translator.safetensors'))
+    found = Reader(sections(name))
+    assert found.tags == Reader(sections('harmless')).tags and name in ''.join(found.texts)
