@@ -68,7 +68,7 @@ def with_flags(cls, fn):
     command.__annotations__ = {p.name: p.annotation for p in options}   # and the types here
     return command
 
-# %% ../nbs/15_cli.ipynb #exp-chosen
+# %% ../nbs/15_cli.ipynb #exp-numbers
 def numbers(name:str, text:str, kind:type) -> tuple:
     "A list as typed, such as `0.5,0.999`, in numbers of type `kind`."
     try: return tuple(kind(word) for word in re.split(r'[,\s]+', text.strip()))
@@ -78,6 +78,7 @@ def numbers(name:str, text:str, kind:type) -> tuple:
         raise SettingsError(f'{name} = {text!r} must be numbers with commas between them, '
                             f'such as {example}') from None
 
+# %% ../nbs/15_cli.ipynb #exp-chosen
 def chosen(cls, start, flags:dict):
     "`start` (settings of class `cls`) changed by the flags that were given."
     given = {name: value for name, value in flags.items() if value is not None}
@@ -187,6 +188,7 @@ def is_folder_name(path):
         raise typer.BadParameter(f'{path} is named like a file; give a folder')
     return path
 
+# %% ../nbs/15_cli.ipynb #exp-folder
 def folder(help:str, *names, metavar:str='DIR'):
     "An option that takes a folder."
     check = is_folder_name if '-o' in names else None
@@ -197,6 +199,7 @@ def network(help:str):
     "An option that takes the name of weights or a file of them."
     return typer.Option(metavar='NAME|FILE', help=help, show_default=False)
 
+# %% ../nbs/15_cli.ipynb #exp-annotated
 Device = Annotated[str, typer.Option(metavar='NAME', help='auto, cpu, cuda, cuda:1 or mps.')]
 Out = Annotated[Path, folder('Where the run is kept.', '-o', '--out', metavar='RUN')]
 Resume = Annotated[bool, typer.Option('--resume', help='Go on from the newest checkpoint in RUN.')]

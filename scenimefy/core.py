@@ -22,6 +22,7 @@ class UserError(Exception):
 class SettingsError(UserError, ValueError):
     "A setting has a wrong name, type or value."
 
+# %% ../nbs/00_core.ipynb #exp-opt
 def opt(default,          # value of the paper, or ours where the paper is silent
         doc:str,          # one line: what it does
         origin:str,       # 'paper §4.1', 'released code', or 'ours: why'
@@ -61,6 +62,7 @@ def _check_value(name, value, default, meta):
     unit = f" {meta['unit']}" if meta['unit'] else ''
     raise SettingsError(f"{name} = {value!r} {fault} ({meta['doc']}; default {default!r}{unit})")
 
+# %% ../nbs/00_core.ipynb #exp-nearest
 def _nearest(name, names):
     "A suggestion for a misspelled `name`."
     close = difflib.get_close_matches(name, names, n=1, cutoff=.5)
@@ -185,6 +187,7 @@ def seeded(*keys  # ints and strings
     number = int.from_bytes(digest, 'little') >> 1     # 63 bits: torch takes no more
     return torch.Generator().manual_seed(number)
 
+# %% ../nbs/00_core.ipynb #exp-setseed
 def set_seed(seed:int):
     "Seed the global generators of Python, NumPy and torch (weights of new layers come from the last)."
     random.seed(seed)

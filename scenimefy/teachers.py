@@ -90,6 +90,7 @@ def floats(images) -> Tensor: # uint8 → float32 in [-1,1]
 # %% ../nbs/05b_teachers.ipynb #exp-loop
 KEEP_EVERY = 100   # steps between two states that are written
 
+# %% ../nbs/05b_teachers.ipynb #exp-factor
 def factor(step:int, n:int) -> float: # of the largest step size
     "A short rise, then half a cosine down to a hundredth."
     rise = min(100, n//10 + 1)
@@ -104,6 +105,7 @@ def _put(keep, cfg, step, seconds, nets, optims, draw):
                 settings=cfg.to_json())
     with atomic_path(keep) as tmp: save_file(tensors, tmp, metadata=meta)
 
+# %% ../nbs/05b_teachers.ipynb #exp-take
 def _take(keep, cfg, nets, optims, draw) -> tuple: # steps that were made, seconds that they took
     "Go back to the state in `keep`; (0, 0) if there is none of these settings."
     if keep is None or not Path(keep).exists(): return 0, 0
