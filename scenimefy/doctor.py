@@ -183,7 +183,8 @@ def print_table(rows,         # rows of cells: texts, or `rich.text.Text` where 
     width = None if sys.stdout.isatty() else 100_000    # None: that of the terminal
     console = Console(width=width, markup=False, emoji=False, highlight=False, force_jupyter=False)
     with console.capture() as drawn: console.print(table)
-    for line in drawn.get().splitlines(): print(line.rstrip())
+    lines = [line.rstrip() for line in drawn.get().splitlines()]
+    print('\n'.join(lines), flush=True)       # who waits for the next part sees this one
 
 # %% ../nbs/14c_doctor.ipynb #exp-doctor
 def doctor(say=lambda title, findings: None # hears each part of the report as soon as it is known
@@ -198,10 +199,11 @@ def doctor(say=lambda title, findings: None # hears each part of the report as s
         say(title, report[title])
     return report
 
+# %% ../nbs/14c_doctor.ipynb #exp-print
 def print_findings(title:str, findings):
     "One part of the report as a table."
     from rich.text import Text
     colors = {FINE: 'green', NOTE: 'yellow', BROKEN: 'red'}
-    rows = [(Text(f'  {mark}', colors[mark]), name, value) for mark, name, value in findings]
+    rows = [(Text(f'  {mark}', colors[mark]), f'{name:<16}', value) for mark, name, value in findings]
     print()
     print_table(rows, title=title)
