@@ -80,7 +80,7 @@ def test_a_terminal_has_colors_and_its_width(monkeypatch):
     assert all(f'\x1b[{color}m  {mark}' in text for color, mark in ((32, FINE), (33, NOTE), (31, BROKEN)))
     plain = Text.from_ansi(text).plain
     assert all(cell_len(line) <= 40 for line in plain.splitlines()) and '…' not in plain
-    assert PATH in ''.join(line[24:] for line in plain.splitlines())    # whole, over several lines
+    assert PATH in ''.join(line[23:] for line in plain.splitlines())    # whole, over several lines
     assert '[bold]' in plain
 
 def test_a_pipe_has_whole_lines(monkeypatch, capsys):
