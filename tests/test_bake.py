@@ -1,4 +1,4 @@
-"The bundled weights: small enough to travel, as good as their cards say, and made by recipes that go on after an accident."
+"The bundled weights: small, as good as their cards say, and made by recipes that go on after an accident."
 import json
 from pathlib import Path
 
@@ -9,7 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from scenimefy import bake as baking
-from scenimefy.bake import ABOUT, GAN, MEANING, PHASES, RECIPES, BakeSettings, Kitchen, bake, pair_scores, translator_scores, write_card
+from scenimefy.bake import (ABOUT, GAN, MEANING, PHASES, RECIPES, BakeSettings, Kitchen, bake, pair_scores,
+                            translator_scores, write_card)
 from scenimefy.core import SettingsError, UserError
 from scenimefy.priors import load_clip, load_segmenter
 from scenimefy.runs import read_lines
@@ -85,7 +86,10 @@ def test_kitchen_prefers_its_own(tmp_path):
 
 def test_world_is_drawn_again_after_an_accident(tmp_path, monkeypatch):
     kitchen, calls = Kitchen(tmp_path, BakeSettings.preset('lesson')), []
-    monkeypatch.setattr(baking, 'write_world', lambda folder, **k: (calls.append(k), Path(folder).mkdir(exist_ok=True)))
+    def write(folder, **counts):
+        calls.append(counts)
+        Path(folder).mkdir(exist_ok=True)
+    monkeypatch.setattr(baking, 'write_world', write)
     for _ in range(2): kitchen.world('a', n_photos=1)
     assert len(calls) == 1
     (tmp_path/'work'/'a'/'.complete').unlink()
@@ -107,24 +111,27 @@ def test_a_file_is_no_kitchen(tmp_path):
 def test_card_says_what_it_is(tmp_path):
     write_card(tmp_path/'x.md', 'clip', dict(scenes=3, top=.5, each=dict(a=1)), 60., dict(seed=7, steps=5))
     text = (tmp_path/'x.md').read_text()
-    assert 'A toy' in text and '| top | 0.5 |' in text and 'each' not in text and '1 minutes' in text and 'seed 7, 5 steps' in text
+    assert 'A toy' in text and '| top | 0.5 |' in text and 'each' not in text
+    assert '1 minutes' in text and 'seed 7, 5 steps' in text
 
 
 def test_domain_begins_where_it_is_told_to():
     "The floor compares photos with other photos: the second set must not be the first."
     want = render(scenes(range(HELD_OUT + 50, HELD_OUT + 53), 'photo'), 64, 'photo')
-    assert torch.equal(baking.domain('photo', 'photo', 3, 50), want) and not torch.equal(baking.domain('photo', 'photo', 3), want)
+    assert torch.equal(baking.domain('photo', 'photo', 3, 50), want)
+    assert not torch.equal(baking.domain('photo', 'photo', 3), want)
 
 
 def test_samples_do_not_repeat():
-    "Two full batches: a hundred codes and a hundred patterns of noise, all different, and the same ones again the next time."
+    "Two full batches: a hundred codes and patterns of noise, all different, and the same the next time."
     class G:
         style_dim = 4
         def draw_noise(self, n, g): return torch.randn(n, 4, generator=g)
         def __call__(self, z, noise): return torch.stack([z, noise, 0*z], 1)[..., None]
     many = baking.samples(G(), 100)
     assert many.shape == (100, 3, 4, 1) and many.abs().max() <= 1
-    assert all(len(many[:, k].unique(dim=0)) == 100 for k in (0, 1)) and torch.equal(baking.samples(G(), 100), many)
+    assert all(len(many[:, k].unique(dim=0)) == 100 for k in (0, 1))
+    assert torch.equal(baking.samples(G(), 100), many)
 
 
 def test_pairs_are_scored_on_different_codes(monkeypatch):
@@ -132,18 +139,22 @@ def test_pairs_are_scored_on_different_codes(monkeypatch):
     asked = []
     class Source:
         def __init__(self, *a, **k): pass
-        def pairs(self, seeds): asked.extend(seeds); return torch.zeros(2, len(seeds), 3, 8, 8)
-    for name, fake in (('StyleganPairs', Source), ('load_segmenter', lambda name: None), ('load_clip', lambda name: None),
-                       ('score_pairs', lambda s, a, b: [dict(lbce=1., agreement=.5)]*len(a)), ('domain', lambda *a: torch.zeros(1, 1)),
-                       ('embed', lambda clip, x: torch.zeros(len(x), 1)), ('feature_distance', lambda a, b: float(len(a)))):
-        monkeypatch.setattr(baking, name, fake)
+        def pairs(self, seeds):
+            asked.extend(seeds)
+            return torch.zeros(2, len(seeds), 3, 8, 8)
+    monkeypatch.setattr(baking, 'StyleganPairs', Source)
+    for name in ('load_segmenter', 'load_clip'): monkeypatch.setattr(baking, name, lambda name: None)
+    monkeypatch.setattr(baking, 'score_pairs', lambda s, a, b: [dict(lbce=1., agreement=.5)]*len(a))
+    monkeypatch.setattr(baking, 'domain', lambda *a: torch.zeros(1, 1))
+    monkeypatch.setattr(baking, 'embed', lambda clip, x: torch.zeros(len(x), 1))
+    monkeypatch.setattr(baking, 'feature_distance', lambda a, b: float(len(a)))
     assert baking.pair_scores('a', 'b', 60) == dict(pictures=60, lbce=1., agreement=.5, distance=60.)
     assert asked == list(range(HELD_OUT, HELD_OUT + 60))
 
 
 def test_turning_hues_is_a_rotation():
     "Twice an angle is the double angle, back is back, gray stays, and so does the brightness."
-    x = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))*.3 - .15             # nothing leaves the range
+    x = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0))*.3 - .15   # nothing leaves the range
     turn, close = baking.turn_hue, dict(atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(turn(turn(x, .7), .7), turn(x, 1.4), **close)
     torch.testing.assert_close(turn(turn(x, .7), -.7), x, **close)
@@ -172,7 +183,8 @@ def test_recipes_run_in_the_order_in_which_they_need_each_other(tmp_path, monkey
     def recipe(name):
         def cook(k):
             made.append(name)
-            save_file({'x': torch.zeros(1)}, k.out/f'{name}.safetensors', {'settings': '{"seed": 0, "steps": 1}'})
+            about = {'settings': '{"seed": 0, "steps": 1}'}
+            save_file({'x': torch.zeros(1)}, k.out/f'{name}.safetensors', about)
             return {}
         return cook
     monkeypatch.setattr(baking, 'RECIPES', {n: recipe(n) for n in RECIPES})
@@ -181,10 +193,15 @@ def test_recipes_run_in_the_order_in_which_they_need_each_other(tmp_path, monkey
 
 def test_an_interrupted_training_is_gone_on_with(tmp_path):
     kitchen, asked = Kitchen(tmp_path), []
-    trainer = lambda cfg, *a, run, resume, device: asked.append(resume) or run
-    for make in (lambda f: None, lambda f: f.mkdir(parents=True), lambda f: (f/'step-00000002.safetensors').touch()):
-        make(tmp_path/'work'/'r'/'checkpoints')
-        assert kitchen.run(trainer, None, 'r') == tmp_path/'work'/'r'
+    def trainer(cfg, *a, run, resume, device):
+        asked.append(resume)
+        return run
+    run = tmp_path/'work'/'r'
+    assert kitchen.run(trainer, None, 'r') == run
+    (run/'checkpoints').mkdir(parents=True)
+    assert kitchen.run(trainer, None, 'r') == run
+    (run/'checkpoints'/'step-00000002.safetensors').touch()
+    assert kitchen.run(trainer, None, 'r') == run
     assert asked == [False, False, True]
 
 
@@ -193,7 +210,8 @@ def test_the_log_drops_steps_that_are_taken_again(tmp_path):
     for steps in ((1, 2, 3, 4, 5), (4, 5, 6)):
         write = Kitchen(tmp_path).log('clip')
         for s in steps: write(dict(step=s, life=steps[0]))
-    assert [(e['step'], e['life']) for e in read_lines(tmp_path/'work'/'clip.jsonl')] == [(1, 1), (2, 1), (3, 1), (4, 4), (5, 4), (6, 4)]
+    found = [(entry['step'], entry['life']) for entry in read_lines(tmp_path/'work'/'clip.jsonl')]
+    assert found == [(1, 1), (2, 1), (3, 1), (4, 4), (5, 4), (6, 4)]
 
 
 def test_phases_train_with_the_widths_of_their_size(tmp_path, monkeypatch):
@@ -204,9 +222,14 @@ def test_phases_train_with_the_widths_of_their_size(tmp_path, monkeypatch):
     monkeypatch.setattr(baking, 'load_clip', lambda *a: None)
     monkeypatch.setattr(baking, 'read_stylegan', stop)
     monkeypatch.setattr(baking, 'write_world', lambda folder, **k: Path(folder).mkdir(parents=True))
-    monkeypatch.setattr(baking, 'pretrain', lambda cfg, photos, run, start, **k: seen.append((run.name, cfg, start)) or run)
+    def pretrain(cfg, photos, run, start, **k):
+        seen.append((run.name, cfg, start))
+        return run
+    monkeypatch.setattr(baking, 'pretrain', pretrain)
     with pytest.raises(Enough): RECIPES['stylegan'](Kitchen(tmp_path, BakeSettings.preset('lesson')))
-    assert [(name, cfg.size, len(cfg.channels)) for name, cfg, _ in seen] == [(n, p['size'], {16: 3, 32: 4, 64: 5}[p['size']]) for n, p in PHASES.items()]
+    resolutions = {16: 3, 32: 4, 64: 5}
+    assert [(name, cfg.size, len(cfg.channels)) for name, cfg, _ in seen] == [
+        (name, phase['size'], resolutions[phase['size']]) for name, phase in PHASES.items()]
     assert all(cfg.channels == GAN.channels[:len(cfg.channels)] for _, cfg, _ in seen)
     assert [start and start.name for _, _, start in seen] == [None, *list(PHASES)[:-1]]
 

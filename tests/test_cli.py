@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import scenimefy.cli as cli
 from scenimefy.core import SettingsError, UserError
 from scenimefy.demo import DemoSettings
+from scenimefy.doctor import weights_findings
 from scenimefy.finetune import FinetuneSettings
 from scenimefy.priors import save_half, tiny_segmenter_net
 from scenimefy.runs import Stopped, read_history
@@ -21,8 +22,9 @@ from scenimefy.stylegan import Discriminator, Generator, save_stylegan
 from scenimefy.translator import ResnetGenerator, load_translator, save_translator
 
 PROGRAM = [sys.executable, '-c', 'from scenimefy.cli import main; main()']
-SMALL = ('--preset tiny --size 16 --load-size 16 --batch 1 --ngf 4 --ndf 4 --n-blocks 5 --n-layers 1 --head-dim 8 '
-         '--n-patches 8 --epochs 2 --epoch-steps 2 --log-every 1 --save-every 1 --sample-every 50').split()
+SMALL = ('--preset tiny --size 16 --load-size 16 --batch 1 --ngf 4 --ndf 4 --n-blocks 5 --n-layers 1 '
+         '--head-dim 8 --n-patches 8 --epochs 2 --epoch-steps 2 '
+         '--log-every 1 --save-every 1 --sample-every 50').split()
 
 
 def run(*words):
@@ -30,7 +32,8 @@ def run(*words):
 
 def shell(*words, **more):
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    return subprocess.run([*PROGRAM, *map(str, words)], capture_output=True, text=True, env=env, timeout=120, **more)
+    return subprocess.run([*PROGRAM, *map(str, words)], capture_output=True, text=True, env=env, timeout=120,
+                          **more)
 
 def one_line(result, status=1):
     "The single line that a failed command left; no traceback."
@@ -73,19 +76,21 @@ def folders(pictures):
 def test_help_is_light_and_complete():
     code = ("import sys; from typer.testing import CliRunner; import scenimefy.cli as c; "
             "r = CliRunner().invoke(c.app, ['--help']); print(r.output); "
-            "heavy = {'torch', 'numpy', 'PIL', 'matplotlib', 'accelerate'} & set(sys.modules); assert not heavy, heavy")
+            "heavy = {'torch', 'numpy', 'PIL', 'matplotlib', 'accelerate', 'rich'} & set(sys.modules); "
+            "assert not heavy, heavy")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     commands = re.findall(r'^  (\w+)  ', done.stdout.split('Commands:')[1], re.M)
-    assert sorted(commands) == ['ablate', 'bake', 'compare', 'demo', 'doctor', 'evaluate', 'finetune', 'pairs', 'pretrain',
-                                'stylize', 'train']
+    assert sorted(commands) == ['ablate', 'bake', 'compare', 'demo', 'doctor', 'evaluate', 'finetune',
+                                'pairs', 'pretrain', 'stylize', 'train']
 
 def test_version():
     import scenimefy
     assert run('--version').output.strip() == f'scenimefy {scenimefy.__version__}'
 
-@pytest.mark.parametrize('line', ['nonsense', 'stylize', 'stylize a.png', 'stylize a.png -o x --wieghts y', 'doctor now',
-                                  'train', 'train --photos x', 'demo --seconds soon', 'demo --seconds -1', '--nonsense', ''])
+@pytest.mark.parametrize('line', [
+    'nonsense', 'stylize', 'stylize a.png', 'stylize a.png -o x --wieghts y', 'doctor now', 'train',
+    'train --photos x', 'demo --seconds soon', 'demo --seconds -1', '--nonsense', ''])
 def test_usage_errors_are_2(line):
     result = run(*line.split())
     assert result.exit_code == 2 and 'Traceback' not in result.output and 'Usage' in result.output
@@ -113,7 +118,8 @@ def test_errors_become_one_line(monkeypatch, error, status, text):
     monkeypatch.setattr('scenimefy.stylize.stylize_folder', fail)
     assert text in one_line(run('stylize', 'a.png', '-o', 'x'), status)
 
-@pytest.mark.parametrize('words', ['--debug stylize a.png -o x', 'stylize a.png -o x --debug', 'stylize --debug a.png -o x'])
+@pytest.mark.parametrize('words', ['--debug stylize a.png -o x', 'stylize a.png -o x --debug',
+                                   'stylize --debug a.png -o x'])
 def test_debug_anywhere(monkeypatch, words):
     def fail(*a, **k): raise ZeroDivisionError('here')
     monkeypatch.setattr('scenimefy.stylize.stylize_folder', fail)
@@ -122,7 +128,9 @@ def test_debug_anywhere(monkeypatch, words):
 
 def test_a_file_called_debug(monkeypatch):
     seen = []
-    def look(paths, *a, **k): seen.extend(map(str, paths)); raise UserError('enough')
+    def look(paths, *a, **k):
+        seen.extend(map(str, paths))
+        raise UserError('enough')
     monkeypatch.setattr('scenimefy.stylize.stylize_folder', look)
     assert 'Traceback' not in run('stylize', '-o', 'x', '--', '--debug').output and seen == ['--debug']
 
@@ -133,15 +141,21 @@ def test_a_file_called_debug(monkeypatch):
 def caught(monkeypatch):
     "The settings that a stage was called with, instead of the stage."
     seen = []
-    def catch(cfg, *a, **k): seen.append(cfg); return Path('w')
-    for name in ('semisup.train', 'stylegan.pretrain', 'finetune.finetune'): monkeypatch.setattr(f'scenimefy.{name}', catch)
-    def catch_pairs(cfg, *a): seen.append(cfg); return Selected(Path('p'), 3, 4)
+    def catch(cfg, *a, **k):
+        seen.append(cfg)
+        return Path('w')
+    for name in ('semisup.train', 'stylegan.pretrain', 'finetune.finetune'):
+        monkeypatch.setattr(f'scenimefy.{name}', catch)
+    def catch_pairs(cfg, *a):
+        seen.append(cfg)
+        return Selected(Path('p'), 3, 4)
     monkeypatch.setattr('scenimefy.selection.make_pairs', catch_pairs)
     for name in ('selection.StyleganPairs', 'report.write_report', 'priors.load_segmenter'):
         monkeypatch.setattr(f'scenimefy.{name}', lambda *a, **k: 'made')
     return seen
 
-STAGES = dict(train=SemisupSettings, pretrain=PretrainSettings, finetune=FinetuneSettings, pairs=SelectSettings)
+STAGES = dict(train=SemisupSettings, pretrain=PretrainSettings, finetune=FinetuneSettings,
+              pairs=SelectSettings)
 FIELDS = [(name, f) for name, cls in STAGES.items() for f in fields(cls) if f.name not in cli.NO_FLAG]
 
 def line_for(name, pictures, out='unused'):
@@ -152,7 +166,8 @@ def line_for(name, pictures, out='unused'):
 def other(f):
     "A valid value of field `f` that is not its default, as typed and as it should arrive."
     if isinstance(f.default, bool): return None, not f.default
-    if f.metadata['choices']: v = next(c for c in f.metadata['choices'] if c != f.default); return v, v
+    others = [choice for choice in f.metadata['choices'] or () if choice != f.default]
+    if others: return others[0], others[0]
     if f.name == 'channels': return '8,8,8,8,8,8,8', (8,)*7
     if f.name == 'load_size': return '512', 512              # never below `size`
     if isinstance(f.default, tuple): return '0.25,0.75', (.25, .75)
@@ -165,7 +180,8 @@ def other(f):
 def test_every_setting_is_a_flag(caught, pictures, name, f):
     typed, value = other(f)
     flag = '--' + f.name.replace('_', '-')
-    words = [flag.replace('--', '--no-', 1) if f.default else flag] if typed is None else [flag, str(value) if f.name == 'size' else typed]
+    if typed is None: words = [flag.replace('--', '--no-', 1) if f.default else flag]
+    else: words = [flag, str(value) if f.name == 'size' else typed]
     result = run(*line_for(name, pictures), *words)
     assert result.exit_code == 0, result.output
     assert caught == [STAGES[name].preset('paper').but(**{f.name: value})]
@@ -177,12 +193,14 @@ def test_help_names_value_unit_and_origin():
     assert '--identity / --no-identity' in text and f'256 px, tiny {tiny.size}' in text
 
 def test_presets(caught, folders):
-    for name in SemisupSettings.presets(): assert run('train', *folders, '-o', 'r', '--preset', name).exit_code == 0
+    for name in SemisupSettings.presets():
+        assert run('train', *folders, '-o', 'r', '--preset', name).exit_code == 0
     assert run('train', *folders, '-o', 'r').exit_code == 0
     assert caught == [SemisupSettings.preset(p) for p in [*SemisupSettings.presets(), 'paper']]
 
-@pytest.mark.parametrize('words, text', [('--lr 7', 'lr = 7.0 is out of range'), ('--decay linear', "'cosine', 'none'"),
-    ('--preset huge', 'tiny'), ('--betas 0.5,x', '0.5,0.999'), ('--lr nan', 'finite'), ('--size 512', 'load_size')])
+@pytest.mark.parametrize('words, text', [
+    ('--lr 7', 'lr = 7.0 is out of range'), ('--decay linear', "'cosine', 'none'"), ('--preset huge', 'tiny'),
+    ('--betas 0.5,x', '0.5,0.999'), ('--lr nan', 'finite'), ('--size 512', 'load_size')])
 def test_bad_values_are_2(caught, folders, words, text):
     assert text in one_line(run('train', *folders, '-o', 'r', *words.split()), 2) and not caught
 
@@ -197,12 +215,12 @@ def test_train_and_resume(folders, tmp_path):
     out = tmp_path/'run'
     first = run('train', *folders, '-o', out, *SMALL)
     assert first.exit_code == 0 and (out/'translator.safetensors').exists(), first.output
-    assert 'resume' in one_line(run('train', *folders, '-o', out, *SMALL))               # does not overwrite a run
+    assert 'resume' in one_line(run('train', *folders, '-o', out, *SMALL))      # does not overwrite a run
     (out/'translator.safetensors').unlink()
     whole = read_history(out)
     newest = max((out/'checkpoints').iterdir())
-    newest.unlink()                                                                      # as if killed after step 3
-    assert run('train', *folders, '-o', out, '--resume').exit_code == 0                  # no flag is needed again
+    newest.unlink()                                                             # as if killed after step 3
+    assert run('train', *folders, '-o', out, '--resume').exit_code == 0         # no flag is needed again
     again = read_history(out)
     assert again['step'] == [1, 2, 3, 4] and again['total'] == whole['total']
     assert 'lr' in one_line(run('train', *folders, '-o', out, '--resume', '--lr', '0.01'), 2)
@@ -215,14 +233,15 @@ def test_resume_of_nothing(folders, tmp_path):
     assert 'JSON' in one_line(run('train', *folders, '-o', tmp_path, '--resume'), 2)
 
 def test_missing_folder(pictures, tmp_path):
-    line = one_line(run('train', '--photos', tmp_path/'gone', '--anime', pictures/'anime', '--pairs', pictures/'pairs',
-                        '-o', tmp_path/'run', *SMALL))
+    line = one_line(run('train', '--photos', tmp_path/'gone', '--anime', pictures/'anime',
+                        '--pairs', pictures/'pairs', '-o', tmp_path/'run', *SMALL))
     assert 'gone' in line and not (tmp_path/'run'/'checkpoints').exists()
 
 @pytest.mark.skipif(os.name == 'nt', reason='POSIX signals')
 def test_ctrl_c_saves(folders, tmp_path):
     out = tmp_path/'run'
-    words = [*PROGRAM, 'train', *map(str, folders), '-o', str(out), *SMALL, '--epoch-steps', '100000', '--save-every', '100000']
+    words = [*PROGRAM, 'train', *map(str, folders), '-o', str(out), *SMALL, '--epoch-steps', '100000',
+             '--save-every', '100000']
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                env={**os.environ, 'OMP_NUM_THREADS': '1'})
     try:
@@ -247,12 +266,13 @@ def test_pretrain_resume_and_start(pictures, painters, tmp_path):
     words = ['pretrain', '--photos', pictures/'photos', '-o']
     assert run(*words, tmp_path/'run', *PRETRAIN).exit_code == 0
     assert 'resume' in one_line(run(*words, tmp_path/'run', *PRETRAIN))
-    assert run(*words, tmp_path/'run', '--resume', '--steps', '3').exit_code == 0        # longer is fine, shorter is not
-    assert 'already made 3 steps' in one_line(run(*words, tmp_path/'run', '--resume', '--steps', '2'), 2)
+    assert run(*words, tmp_path/'run', '--resume', '--steps', '3').exit_code == 0   # longer is fine,
+    shorter = run(*words, tmp_path/'run', '--resume', '--steps', '2')
+    assert 'already made 3 steps' in one_line(shorter, 2)                           # shorter is not
     assert 'batch' in one_line(run(*words, tmp_path/'run', '--resume', '--batch', '4'), 2)
     assert run(*words, tmp_path/'run', '--resume').exit_code == 0
-    larger = [w.replace('8,8,8', '8,8,8,8').replace('16', '32') if w in ('8,8,8', '16') else w for w in PRETRAIN]
-    larger[larger.index('--style-dim') + 1] = '16'
+    larger = list(PRETRAIN)
+    for flag, value in (('--size', '32'), ('--channels', '8,8,8,8')): larger[larger.index(flag) + 1] = value
     grown = run(*words, tmp_path/'grown', *larger, '--start', tmp_path/'run'/'stylegan.safetensors')
     assert grown.exit_code == 0, grown.output
     assert 'no such file' in one_line(run(*words, tmp_path/'new', *PRETRAIN, '--start', tmp_path/'none'))
@@ -260,9 +280,11 @@ def test_pretrain_resume_and_start(pictures, painters, tmp_path):
     assert 'such as 96,48' in one_line(run(*words, tmp_path/'new', *PRETRAIN, '--channels', '8.5,8,8'), 2)
 
 def test_finetune_and_resume(pictures, painters, tmp_path):
-    words = ['finetune', '--source', painters/'a.safetensors', '--anime', pictures/'anime', '-o', tmp_path/'run']
+    words = ['finetune', '--source', painters/'a.safetensors', '--anime', pictures/'anime',
+             '-o', tmp_path/'run']
     first = run(*words, *FINETUNE)
-    assert first.exit_code == 0 and 'scenimefy pairs' in first.output and (tmp_path/'run'/'anime.safetensors').exists()
+    assert first.exit_code == 0 and 'scenimefy pairs' in first.output
+    assert (tmp_path/'run'/'anime.safetensors').exists()
     assert run(*words, '--resume').exit_code == 0
     assert 'lam_clip' in one_line(run(*words, '--resume', '--lam-clip', '2'), 2)
     assert 'crop' in one_line(run(*words[:-1], tmp_path/'new', *FINETUNE, '--crop', '64'), 2)
@@ -271,32 +293,41 @@ def test_finetune_and_resume(pictures, painters, tmp_path):
 
 def test_networks_that_nobody_named(monkeypatch, pictures, tmp_path):
     seen = []
-    monkeypatch.setattr('scenimefy.finetune.finetune', lambda cfg, source, *a, **k: seen.append(source) or Path('w'))
+    def finetune(cfg, source, *a, **k):
+        seen.append(source)
+        return Path('w')
+    monkeypatch.setattr('scenimefy.finetune.finetune', finetune)
     for words in ('', '--preset tiny', '--source mine.pt'):
         assert run('finetune', '--anime', pictures/'anime', '-o', tmp_path, *words.split()).exit_code == 0
     assert seen == ['lhq', 'tiny', 'mine.pt']
 
 def pair_words(painters, out, **more):
-    words = dict(preset='tiny', count=48, batch=2, max_lbce=9, min_categories=1, keep_best=.5, source=painters/'a.safetensors',
-                 target=painters/'b.safetensors', segmenter=painters/'segmenter.safetensors', device='cpu') | more
-    return ['pairs', '-o', str(out), *(str(w) for k, v in words.items() for w in (f'--{k.replace("_", "-")}', v))]
+    flags = dict(preset='tiny', count=48, batch=2, max_lbce=9, min_categories=1, keep_best=.5,
+                 source=painters/'a.safetensors', target=painters/'b.safetensors',
+                 segmenter=painters/'segmenter.safetensors', device='cpu') | more
+    words = ['pairs', '-o', str(out)]
+    for name, value in flags.items(): words += [f'--{name.replace("_", "-")}', str(value)]
+    return words
 
 def contents(folder):
-    return {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob('*')) if p.suffix in ('.png', '.jsonl')}
+    files = [p for p in sorted(folder.rglob('*')) if p.suffix in ('.png', '.jsonl')]
+    return {p.relative_to(folder): p.read_bytes() for p in files}
 
 @pytest.mark.skipif(os.name == 'nt', reason='POSIX signals')
 def test_pairs_survive_a_kill(painters, tmp_path):
     # both lives with as many threads: another number sums in another order, and a pixel may move by one level
     env = {**os.environ, 'OMP_NUM_THREADS': str(torch.get_num_threads())}
-    process = subprocess.Popen([*PROGRAM, *pair_words(painters, tmp_path/'killed')], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, env=env)
+    process = subprocess.Popen([*PROGRAM, *pair_words(painters, tmp_path/'killed')],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
     scores = tmp_path/'killed'/'scores.jsonl'
     try:
         deadline = time.time() + 300
         while not scores.exists() or scores.read_text().count('\n') < 4:
             assert process.poll() is None and time.time() < deadline
             time.sleep(.01)
-    finally: process.kill(); process.wait()
+    finally:
+        process.kill()
+        process.wait()
     again, whole = (run(*pair_words(painters, tmp_path/name)) for name in ('killed', 'whole'))
     assert again.exit_code == whole.exit_code == 0, again.output
     assert '48 of 96 pairs kept (50%)' in again.output and 'report.html' in again.output
@@ -306,7 +337,8 @@ def test_pairs_survive_a_kill(painters, tmp_path):
 def test_pairs_bad_requests(painters, tmp_path):
     assert run(*pair_words(painters, tmp_path/'p', count=2)).exit_code == 0
     assert 'psi' in one_line(run(*pair_words(painters, tmp_path/'p', count=2, psi=.5)), 2)
-    assert 'another' in one_line(run(*pair_words(painters, tmp_path/'p', count=2, target=painters/'a.safetensors')))
+    other = run(*pair_words(painters, tmp_path/'p', count=2, target=painters/'a.safetensors'))
+    assert 'another' in one_line(other)
     assert 'rejected' in one_line(run(*pair_words(painters, tmp_path/'q', max_lbce=0, patience=4)))
     assert 'none.pt' in one_line(run(*pair_words(painters, tmp_path/'q', source='none.pt')))
     assert 'out of range' in one_line(run(*pair_words(painters, tmp_path/'q', count=0)), 2)
@@ -315,9 +347,11 @@ def test_pairs_bad_requests(painters, tmp_path):
 
 def test_pairs_are_painted_with_the_given_truncation(monkeypatch, caught):
     painted = []
-    monkeypatch.setattr('scenimefy.selection.StyleganPairs', lambda *a: painted.append(a) or 'made')
-    for words in ('', '--psi 0.5 --preset tiny --device cpu', '--source a --target b'): assert run('pairs', '-o', 'p', *words.split()).exit_code == 0
-    assert painted == [('lhq', 'shinkai-stylegan', .7, 'auto'), ('tiny', 'tiny-anime', .5, 'cpu'), ('a', 'b', .7, 'auto')]
+    monkeypatch.setattr('scenimefy.selection.StyleganPairs', lambda *a: painted.append(a))
+    for words in ('', '--psi 0.5 --preset tiny --device cpu', '--source a --target b'):
+        assert run('pairs', '-o', 'p', *words.split()).exit_code == 0
+    assert painted == [('lhq', 'shinkai-stylegan', .7, 'auto'), ('tiny', 'tiny-anime', .5, 'cpu'),
+                       ('a', 'b', .7, 'auto')]
 
 
 # --- tables, recipes and measures --------------------------------------------------------------------
@@ -325,34 +359,76 @@ def test_pairs_are_painted_with_the_given_truncation(monkeypatch, caught):
 def test_ablate_hands_everything_on(monkeypatch):
     from scenimefy.ablate import AblateSettings
     asked = []
-    monkeypatch.setattr('scenimefy.ablate.ablate', lambda *a, say: asked.append(a) or 'page')
-    assert run('ablate', '--table', '4', '-o', 'o', '--row', 'w/o D_P', '--row', 'w/o decay', '--work', 'w', '--budget', '7', '--seeds', '2').exit_code == 0
+    monkeypatch.setattr('scenimefy.ablate.ablate', lambda *a, say: asked.append(a))
+    assert run('ablate', '--table', '4', '-o', 'o', '--row', 'w/o D_P', '--row', 'w/o decay', '--work', 'w',
+               '--budget', '7', '--seeds', '2').exit_code == 0
     assert run('ablate', '--table', '3', '-o', 'o', '--device', 'cuda').exit_code == 0
-    assert asked == [(4, Path('o'), AblateSettings().but(budget=7, seeds=2), ['w/o D_P', 'w/o decay'], Path('w'), 'cpu'),
+    changed = AblateSettings().but(budget=7, seeds=2)
+    assert asked == [(4, Path('o'), changed, ['w/o D_P', 'w/o decay'], Path('w'), 'cpu'),
                      (3, Path('o'), AblateSettings(), (), None, 'cuda')]
 
 def test_bake_makes_what_is_named(monkeypatch):
     asked = []
-    monkeypatch.setattr('scenimefy.bake.bake', lambda names, out, device, say: asked.append((names, out, device)) or dict.fromkeys(names or ['all']))
+    def bake(names, out, device, say):
+        asked.append((names, out, device))
+        return dict.fromkeys(names or ['all'])
+    monkeypatch.setattr('scenimefy.bake.bake', bake)
     named, everything = run('bake', '-o', 'o', 'clip', 'tiny'), run('bake', '-o', 'o', '--device', 'cpu')
     assert asked == [(['clip', 'tiny'], Path('o'), 'auto'), (None, Path('o'), 'cpu')]
-    assert named.output.split() == [str(Path('o')/f'{n}.safetensors') for n in ('clip', 'tiny')] and everything.exit_code == 0
+    assert named.output.split() == [str(Path('o')/f'{n}.safetensors') for n in ('clip', 'tiny')]
+    assert everything.exit_code == 0
 
 def test_features_are_inception_unless_others_are_named(monkeypatch):
     asked = []
     def compare(methods, reference, photos, features, out, device, **more):
         asked.append((methods, str(reference), photos, features, out, device))
         return dict(methods={}, note='')
-    monkeypatch.setattr('scenimefy.evaluate.compare_folders', compare)
+    monkeypatch.setattr('scenimefy.evaluate.compare', compare)
     monkeypatch.setattr('scenimefy.evaluate.comparison_rows', lambda report: (['method'], []))
-    assert run('evaluate', 'made/ours', 'ref').exit_code == run('evaluate', 'made/photos', 'ref', '--features', 'tiny').exit_code == 0
-    assert run('compare', 'ref', 'CUT=a', 'ours=b=c', '-o', 'o', '--photos', 'p', '--device', 'cpu').exit_code == 0
+    assert run('evaluate', 'made/ours', 'ref').exit_code == 0
+    assert run('evaluate', 'made/photos', 'ref', '--features', 'tiny').exit_code == 0
+    assert run('compare', 'ref', 'CUT=a', 'ours=b=c', '-o', 'o', '--photos', 'p', '--device',
+               'cpu').exit_code == 0
     assert asked == [({'ours': Path('made/ours')}, 'ref', None, 'inception', None, 'auto'),
                      ({'generated': Path('made/photos')}, 'ref', None, 'tiny', None, 'auto'),
-                     ({'CUT': Path('a'), 'ours': Path('b=c')}, 'ref', Path('p'), 'inception', Path('o'), 'cpu')]
+                     ({'CUT': Path('a'), 'ours': Path('b=c')}, 'ref', Path('p'), 'inception', Path('o'),
+                      'cpu')]
+
+
+def test_the_table_is_whole_in_a_pipe(monkeypatch):
+    "No cell is cut or wrapped, nothing is colored, no line ends in spaces; what looks like markup stays."
+    head = ['method', 'FID ↓', 'about']
+    rows = [['ours [red]', '1.5', 'x'*300], ['夕焼け', '–', ':smile: two  words']]
+    report = dict(methods={'ours': dict(warning='few pictures')}, note='a note')
+    monkeypatch.setattr('scenimefy.evaluate.compare', lambda *a, **k: report)
+    monkeypatch.setattr('scenimefy.evaluate.comparison_rows', lambda report: (head, rows))
+    monkeypatch.setenv('COLUMNS', '40')
+    result = run('evaluate', 'made', 'ref')
+    assert result.exit_code == 0 and result.stdout.splitlines() == [
+        'method      FID ↓  about', 'ours [red]  1.5    ' + 'x'*300, '夕焼け      –      :smile: two  words',
+        'a note']
+    assert result.stderr == 'scenimefy: ours: few pictures\n'
 
 
 # --- stylize ---------------------------------------------------------------------------------------
+
+def test_stylize_hands_everything_on(monkeypatch):
+    from scenimefy.stylize import Report
+    asked = []
+    def stylize(paths, out, **how):
+        asked.append((paths, out, how))
+        return Report()
+    monkeypatch.setattr('scenimefy.stylize.stylize_folder', stylize)
+    monkeypatch.setattr('scenimefy.stylize.stylize_file', stylize)
+    assert run('stylize', 'a.png', '-o', 'o').exit_code == 0
+    for out in ('o', 'o.png'):
+        assert run('stylize', 'a.png', '-o', out, '--weights', 'tiny', '--device', 'cpu',
+                   '--precision', 'bf16', '--max-pixels', '7').exit_code == 0
+    usual = dict(weights='shinkai', device='auto', precision=None, max_pixels=None, progress=False)
+    how = dict(weights='tiny', device='cpu', max_pixels=7, precision='bf16')
+    photos = [Path('a.png')]
+    assert asked == [(photos, Path('o'), usual), (photos, Path('o'), how | dict(progress=False)),
+                     (photos, Path('o.png'), how)]
 
 def test_stylize_reports_every_file(net, tmp_path):
     Image.new('RGB', (13, 9), 'green').save(tmp_path/'good.png')
@@ -369,8 +445,9 @@ def test_stylize_reports_every_file(net, tmp_path):
 
 def test_stylize_bad_requests(net, tmp_path):
     Image.new('RGB', (8, 8)).save(tmp_path/'a.png')
-    assert 'no such file' in one_line(run('stylize', tmp_path/'a.png', '-o', tmp_path/'o', '--weights', tmp_path/'no.pth'))
-    assert 'not available' in one_line(run('stylize', tmp_path/'a.png', '-o', tmp_path/'o', '--weights', net, '--device', 'cuda:99'))
+    words = ['stylize', tmp_path/'a.png', '-o', tmp_path/'o', '--weights']
+    assert 'no such file' in one_line(run(*words, tmp_path/'no.pth'))
+    assert 'not available' in one_line(run(*words, net, '--device', 'cuda:99'))
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='file names of any bytes')
 def test_unprintable_name(net, tmp_path):
@@ -383,38 +460,33 @@ def test_unprintable_name(net, tmp_path):
 # --- doctor and demo -------------------------------------------------------------------------------
 
 def test_doctor(monkeypatch):
-    monkeypatch.setattr(cli, 'speed_findings', lambda: [(cli.FINE, 'speed', '0.5 s')])
+    monkeypatch.setattr('scenimefy.doctor.speed_findings', lambda: [('ok', 'speed', '0.5 s')])
     good = run('doctor')
-    assert good.exit_code == 0 and 'torchvision' in good.output and 'float32 works' in good.output and 'shinkai' in good.output
+    assert good.exit_code == 0 and good.output.endswith('\nNothing is broken.\n')
+    assert all(word in good.output for word in ('torchvision', 'fp32 works', 'shinkai', 'speed'))
     def fail(): raise RuntimeError('no processor')
-    monkeypatch.setattr(cli, 'device_findings', fail)
+    monkeypatch.setattr('scenimefy.doctor.device_findings', fail)
     bad = run('doctor')
-    assert bad.exit_code == 1 and 'no processor' in bad.output and 'speed' in bad.output   # the rest is still looked at
+    assert bad.exit_code == 1 and bad.output.endswith('\n1 broken\n')
+    assert 'no processor' in bad.output and 'speed' in bad.output   # the rest is still looked at
 
-def test_memory_is_that_of_the_container(monkeypatch):
-    "A machine of 1000 pages; a container may have less, never more, or no limit at all."
-    monkeypatch.setattr(cli.os, 'sysconf', lambda name: dict(SC_PAGE_SIZE=4096, SC_PHYS_PAGES=1000)[name])
-    for limit, want in (('2000000\n', 2_000_000), ('9223372036854771712', 4_096_000), ('max', 4_096_000)):
-        monkeypatch.setattr(cli.Path, 'read_text', lambda self, limit=limit: limit)
-        assert cli.memory_total() == want
-
-def test_doctor_can_do_without_half_precision(monkeypatch):
-    "A device that fails in float32 is broken; one that fails in bfloat16 is noted."
-    for fails, marks in ((torch.bfloat16, [cli.FINE, cli.NOTE]), (torch.float32, [cli.BROKEN, cli.FINE])):
-        monkeypatch.setattr(cli, 'tries', lambda device, dtype, fails=fails: 'not here' if dtype is fails else '')
-        assert [mark for mark, name, _ in cli.device_findings() if name == 'cpu'] == marks
-
-def test_doctor_sees_wrong_weights(monkeypatch, tmp_path):
-    monkeypatch.setenv('SCENIMEFY_HOME', str(tmp_path))
-    assert {m for m, *_ in cli.weights_findings()} == {cli.FINE, cli.NOTE}
-    (tmp_path/'Shinkai_net_G.pth').write_bytes(b'half')
-    assert cli.BROKEN in {m for m, *_ in cli.weights_findings()}
+def test_doctor_of_a_broken_torch(tmp_path):
+    "The doctor names it, looks at the rest, and ends with 1."
+    (tmp_path/'torch.py').write_text('raise ImportError("libcudart.so.13 is missing")')
+    code = f'import sys; sys.path.insert(0, {str(tmp_path)!r}); from scenimefy.cli import main; main()'
+    done = subprocess.run([sys.executable, '-c', code, 'doctor'], capture_output=True, text=True)
+    assert done.returncode == 1 and 'Traceback' not in done.stdout + done.stderr and done.stderr == ''
+    broken = [line for line in done.stdout.splitlines() if line.startswith('  !!')]
+    assert broken[0].split()[1] == 'torch' and 'libcudart.so.13 is missing' in broken[0]
+    assert re.search(r'^  ok  numpy  +\d', done.stdout, re.M)
+    assert re.search(r'^\d+ broken$', done.stdout, re.M)
 
 @pytest.fixture
 def small_demo(monkeypatch):
-    small = DemoSettings().but(n_photos=4, n_anime=4, n_pairs=4, draw_size=64, seconds=.1, n_codes=2, n_test=4, n_show=1,
-                               show_size=32, small=32)
-    third = SemisupSettings.preset('tiny').but(size=16, load_size=16, ngf=4, ndf=4, n_blocks=5, n_layers=1, epochs=2, n_patches=8)
+    small = DemoSettings().but(n_photos=4, n_anime=4, n_pairs=4, draw_size=64, seconds=.1, n_codes=2,
+                               n_test=4, n_show=1, show_size=32, small=32)
+    third = SemisupSettings.preset('tiny').but(size=16, load_size=16, ngf=4, ndf=4, n_blocks=5, n_layers=1,
+                                               epochs=2, n_patches=8)
     first = FinetuneSettings.preset('tiny').but(batch=2, crops=2)
     monkeypatch.setattr('scenimefy.demo.DemoSettings', lambda: small)
     monkeypatch.setattr(SemisupSettings, 'preset', classmethod(lambda cls, name: third))
@@ -428,25 +500,29 @@ def test_demo(small_demo, tmp_path, monkeypatch):
     for path, color in ((tmp_path/'<b>&.png', 'red'), (tmp_path/'more'/'<b>&.jpg', 'blue')):
         Image.new('RGB', (60, 40), color).save(path)
     (tmp_path/'bad.jpg').write_text('no')
-    result = run('demo', tmp_path/'<b>&.png', tmp_path/'more', tmp_path/'bad.jpg', tmp_path/'gone.jpg', '-o', tmp_path/'d',
-                 '--seconds', '0.1')
+    result = run('demo', tmp_path/'<b>&.png', tmp_path/'more', tmp_path/'bad.jpg', tmp_path/'gone.jpg',
+                 '-o', tmp_path/'d', '--seconds', '0.1')
     assert result.exit_code == 1, result.output
     assert result.output.index('cannot be done') < result.output.index('drawing a world')    # bad news first
     page = (tmp_path/'d'/'index.html').read_text(encoding='utf8')
     addresses = [p.split('"')[0] for mark in ('src="', 'srcset="', 'href="') for p in page.split(mark)[1:]]
-    assert len(addresses) > 10 and all(a.startswith('data:image/') for a in addresses) and '<script' not in page
-    assert '<b>&.png' not in page and '&lt;b&gt;&amp;.png' in page and 'bad.jpg' in page and 'gone.jpg' in page
-    assert len(list((tmp_path/'d'/'pictures').iterdir())) == 2                               # same stem, two files
-    assert run('demo', '-o', tmp_path/'d', '--seconds', '0.1').exit_code == 0                                    # twice into one folder
+    assert len(addresses) > 10 and all(a.startswith('data:image/') for a in addresses)
+    assert '<script' not in page and '<b>&.png' not in page
+    assert '&lt;b&gt;&amp;.png' in page and 'bad.jpg' in page and 'gone.jpg' in page
+    assert len(list((tmp_path/'d'/'pictures').iterdir())) == 2                  # same stem, two files
+    assert run('demo', '-o', tmp_path/'d', '--seconds', '0.1').exit_code == 0   # twice into one folder
     assert not [p for p in tmp_path.iterdir() if p.suffix == '.html' or p.name.startswith('.')]
-    weights = tmp_path/'d'/'translator.safetensors'                # what the page names lies outside of what a second demo clears
+    weights = tmp_path/'d'/'translator.safetensors'   # the page names it; a second demo does not clear it
     assert str(weights) in (tmp_path/'d'/'index.html').read_text(encoding='utf8') and load_translator(weights)
 
 def test_demo_takes_the_time_that_it_is_given(monkeypatch):
     asked = []
-    def demo(photos, out, settings, say): asked.append((photos, out, settings.seconds)); raise UserError('enough')
+    def demo(photos, out, settings, say):
+        asked.append((photos, out, settings.seconds))
+        raise UserError('enough')
     monkeypatch.setattr('scenimefy.demo.demo', demo)
-    run('demo', 'a.png', '-o', 'o', '--seconds', '7'); run('demo')
+    run('demo', 'a.png', '-o', 'o', '--seconds', '7')
+    run('demo')
     assert asked == [([Path('a.png')], Path('o'), 7.), ([], Path('scenimefy-demo'), 55.)]
 
 def test_demo_keeps_what_is_not_its_own(small_demo, tmp_path):
@@ -463,9 +539,11 @@ def test_demo_keeps_what_is_not_its_own(small_demo, tmp_path):
 def test_closed_streams(net, tmp_path):
     "A service without standard output or error gets its work done all the same."
     Image.new('RGB', (9, 7)).save(tmp_path/'p.png')
-    command = ' '.join([*map(repr, PROGRAM[:2]), f"'{PROGRAM[2]}'", 'stylize', 'p.png', '-o', '{out}', '--weights', f"'{net}'"])
+    command = ' '.join([*map(repr, PROGRAM[:2]), f"'{PROGRAM[2]}'", 'stylize', 'p.png', '-o', '{out}',
+                        '--weights', f"'{net}'"])
     for out, closing in (('a', '2>&-'), ('b', '>&-'), ('c', '>&- 2>&- <&-')):
-        done = subprocess.run(['sh', '-c', f'{command.format(out=out)} {closing}'], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(['sh', '-c', f'{command.format(out=out)} {closing}'], cwd=tmp_path,
+                              capture_output=True, text=True)
         assert done.returncode == 0 and (tmp_path/out/'p.png').exists(), (closing, done.stderr)
         assert 'Traceback' not in done.stderr
 
@@ -474,17 +552,21 @@ def test_warnings_are_one_line(net, tmp_path):
     frame.save(tmp_path/'moves.gif', save_all=True, append_images=[Image.new('RGB', (9, 7), 'blue')])
     done = shell('stylize', 'moves.gif', '-o', 'out', '--weights', net, cwd=tmp_path)
     assert done.returncode == 0
-    assert [l for l in done.stderr.splitlines() if l] == ['scenimefy: note: moves.gif: it holds 2 frames or pages, and only the first is read']
+    assert [l for l in done.stderr.splitlines() if l] == [
+        'scenimefy: note: moves.gif: it holds 2 frames or pages, and only the first is read']
 
 def test_out_may_be_a_file_or_is_refused(net, pictures, folders, tmp_path):
     photo = pictures/'photos'/'0.png'
     assert run('stylize', photo, '-o', tmp_path/'scene.png', '--weights', net).exit_code == 0
     assert Image.open(tmp_path/'scene.png').size == (20, 20)
-    assert 'give a folder' in one_line(run('stylize', pictures/'photos', '-o', tmp_path/'all.png', '--weights', net), 2)
-    for words in (['train', *folders, *SMALL], ['demo'], ['compare', pictures/'anime', f"a={pictures/'photos'}"]):
+    many = run('stylize', pictures/'photos', '-o', tmp_path/'all.png', '--weights', net)
+    assert 'give a folder' in one_line(many, 2)
+    compare = ['compare', pictures/'anime', f"a={pictures/'photos'}"]
+    for words in (['train', *folders, *SMALL], ['demo'], compare):
         refused = run(*words, '-o', tmp_path/'page.html')
-        assert refused.exit_code == 2 and 'named like a file' in ' '.join(refused.output.replace('│', ' ').split()), refused.output
-    (tmp_path/'v1.zip').mkdir()                                            # an odd name of a folder that is there
+        text = ' '.join(refused.output.replace('│', ' ').split())
+        assert refused.exit_code == 2 and 'named like a file' in text, refused.output
+    (tmp_path/'v1.zip').mkdir()                                    # an odd name of a folder that is there
     assert run('stylize', photo, '-o', tmp_path/'v1.zip', '--weights', net).exit_code == 0
 
 def test_max_pixels(net, pictures, tmp_path):
@@ -500,21 +582,17 @@ def test_nobody_home(monkeypatch, tmp_path):
     def nowhere(): raise RuntimeError('Could not determine home directory.')
     monkeypatch.setattr(pathlib.Path, 'home', nowhere)
     with pytest.raises(WeightsError, match='SCENIMEFY_HOME'): weights_home()
-    monkeypatch.setattr(cli, 'bundled_findings', list)
-    assert [mark for mark, *_ in cli.weights_findings()] == [cli.NOTE]
-    monkeypatch.setenv('SCENIMEFY_HOME', str(tmp_path))            # torch has a cache of its own
-    monkeypatch.setattr('torch.hub.get_dir', lambda: '~/.cache/torch/hub')
-    notes = {what: text for mark, what, text, *_ in cli.weights_findings() if mark == cli.NOTE}
-    assert 'TORCH_HOME' in notes['weights vgg19'] and 'first use' in notes['weights shinkai']
+    monkeypatch.setattr('scenimefy.doctor.bundled_findings', list)
+    assert [mark for mark, *_ in weights_findings()] == ['--']
 
 def test_a_drive_that_is_unplugged_ends_the_program(pictures, tmp_path):
     "Readers in processes of their own fail: one line, the state is saved, and the program ends."
     import shutil
     for sub in ('photos', 'anime', 'pairs'): shutil.copytree(pictures/sub, tmp_path/sub)
-    words = ['train', '--photos', 'photos', '--anime', 'anime', '--pairs', 'pairs', '-o', 'run', *SMALL, '--epochs', '2', '--epoch-steps', '3000',
-             '--save-every', '100000', '--workers', '2']
-    process = subprocess.Popen([*PROGRAM, *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    words = ['train', '--photos', 'photos', '--anime', 'anime', '--pairs', 'pairs', '-o', 'run', *SMALL,
+             '--epochs', '2', '--epoch-steps', '3000', '--save-every', '100000', '--workers', '2']
+    process = subprocess.Popen([*PROGRAM, *words], cwd=tmp_path, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     for _ in range(600):
         log = tmp_path/'run'/'log.jsonl'
         if log.exists() and log.read_text().count('\n') > 3: break
@@ -522,15 +600,18 @@ def test_a_drive_that_is_unplugged_ends_the_program(pictures, tmp_path):
     for file in (tmp_path/'anime').iterdir(): file.unlink()
     _, err = process.communicate(timeout=90)
     said = [l for l in re.split('[\r\n]', err) if l.startswith('scenimefy: ') and 'note:' not in l]
-    assert process.returncode == 1 and len(said) == 1 and 'is saved, go on with --resume' in said[0], err[-500:]
+    assert process.returncode == 1 and len(said) == 1, err[-500:]
+    assert 'is saved, go on with --resume' in said[0], err[-500:]
     assert list((tmp_path/'run'/'checkpoints').glob('*.safetensors'))
 
 def test_names_that_are_no_text(folders, pictures, tmp_path):
     "A frame whose name is Shift-JIS bytes is trained on like any other, and its run can be saved."
     import shutil
     shutil.copytree(pictures/'anime', tmp_path/'anime')
-    os.rename(os.fsencode(tmp_path/'anime'/'0.png'), os.fsencode(tmp_path/'anime') + b'/' + '夕焼け'.encode('shift_jis') + b'.png')
+    name = '夕焼け'.encode('shift_jis') + b'.png'
+    os.rename(os.fsencode(tmp_path/'anime'/'0.png'), os.fsencode(tmp_path/'anime') + b'/' + name)
     words = ['train', *folders, '-o', tmp_path/'run', *SMALL]
     words[words.index('--anime') + 1] = tmp_path/'anime'
     assert run(*words).exit_code == 0
-    assert run('train', *folders[:2], '--anime', tmp_path/'anime', *folders[4:], '-o', tmp_path/'run', '--resume').exit_code == 0
+    assert run('train', *folders[:2], '--anime', tmp_path/'anime', *folders[4:], '-o', tmp_path/'run',
+               '--resume').exit_code == 0

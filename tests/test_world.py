@@ -27,8 +27,9 @@ def test_bytes_are_stored():
 
 def test_bytes_do_not_depend_on_process_threads_or_vector_instructions():
     code = ("import torch, hashlib; torch.set_num_threads(1); from scenimefy import world as W;"
-            "print(torch.backends.cpu.get_cpu_capability(), *(hashlib.sha256(W.to_uint8(W.render([2, 9], 40, s))"
-            ".numpy().tobytes()).hexdigest()[:16] for s in W.STYLES))")
+            "found = [W.to_uint8(W.render([2, 9], 40, s)).numpy().tobytes() for s in W.STYLES];"
+            "digests = [hashlib.sha256(b).hexdigest()[:16] for b in found];"
+            "print(torch.backends.cpu.get_cpu_capability(), *digests)")
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
                          env={**os.environ, 'ATEN_CPU_CAPABILITY': 'default'}).stdout.split()
     assert out == ['DEFAULT', *(digest(W.to_uint8(W.render([9, 2], 40, s).flip(0))) for s in W.STYLES)]
@@ -36,7 +37,10 @@ def test_bytes_do_not_depend_on_process_threads_or_vector_instructions():
 @pytest.mark.parametrize('size', [16, 33, 64])
 def test_a_scene_does_not_know_its_batch(size):
     ids = list(range(100, 124))
-    for draw in (lambda i: W.render(i, size, 'photo'), lambda i: W.render(i, size, 'anime'), lambda i: W.labels(i, size)):
+    def photo(i): return W.render(i, size, 'photo')
+    def anime(i): return W.render(i, size, 'anime')
+    def labels(i): return W.labels(i, size)
+    for draw in (photo, anime, labels):
         batch = draw(ids)
         for k in (0, 11, 23): assert torch.equal(draw([ids[k]])[0], batch[k])
 
@@ -59,10 +63,11 @@ def test_labels_follow_the_rules():
     lab, n = W.labels(s, 64), 64
     y = ((torch.arange(n) + .5)/n).view(1, -1, 1).expand_as(lab)
     horizon, checked = s.horizon.view(-1, 1, 1), 0
-    for name, below in (('water', True), ('grass', True), ('earth', True), ('sky', False), ('mountain', False)):
+    below = dict(water=True, grass=True, earth=True, sky=False, mountain=False)
+    for name, is_below in below.items():
         here = lab == W.CLASSES.index(name)
         assert here.any(), name
-        wrong = here & ((y < horizon - 1/n) if below else (y > horizon + 1/n))
+        wrong = here & ((y < horizon - 1/n) if is_below else (y > horizon + 1/n))
         assert not wrong.any(), name
         checked += 1
     assert checked == 5
@@ -84,7 +89,9 @@ def test_trees_stand_on_dry_ground():
 def test_pairs_agree_on_edges():
     "Photo and anime of one seed have their outlines at the same places, those of two seeds have not."
     def edges(t): return (t.mean(1)[..., 1:] - t.mean(1)[..., :-1]).abs().flatten(1)
-    def corr(a, b): return torch.nn.functional.cosine_similarity(a - a.mean(1, True), b - b.mean(1, True)).mean()
+    def corr(a, b):
+        a, b = a - a.mean(1, True), b - b.mean(1, True)
+        return torch.nn.functional.cosine_similarity(a, b).mean()
     p, a = edges(W.render(range(64), 64, 'photo')), edges(W.render(range(64), 64, 'anime'))
     assert corr(p, a) > .5 > .25 > corr(p, a.roll(1, 0))
 
@@ -98,30 +105,39 @@ def test_daylight_and_captions():
     assert all(('lake' in t) == bool(k) for t, k in zip(texts, s.lake > 0))
 
 def test_domain_gap_and_disjoint_seeds(tmp_path):
-    share = {m: torch.bincount(W.labels(W.scenes(range(400), m), 24).flatten(), minlength=7).double() for m in ('photo', 'anime')}
-    gap = share['anime']/share['photo']
+    def share(mix):
+        lab = W.labels(W.scenes(range(400), mix), 24)
+        return torch.bincount(lab.flatten(), minlength=7).double()
+    gap = share('anime')/share('photo')
     assert gap[W.CLASSES.index('house')] > 1.3 and gap[W.CLASSES.index('mountain')] < .85
     W.write_world(tmp_path, n_photos=3, n_anime=3, n_pairs=2, size=16, seed=2)
-    read = lambda p: torch.frombuffer(bytearray(Image.open(tmp_path/p).tobytes()), dtype=torch.uint8).view(16, 16, 3)
+    def read(p):
+        content = bytearray(Image.open(tmp_path/p).tobytes())
+        return torch.frombuffer(content, dtype=torch.uint8).view(16, 16, 3)
     first = 2_000_000
-    for path, style, mix, seed in (('photos/000000.png', 'photo', 'photo', 0), ('anime/000002.png', 'anime', 'anime', 5),
-                                   ('pairs/trainA/000001.png', 'photo', 'any', 7), ('pairs/trainB/000001.png', 'anime', 'any', 7)):
+    for path, style, mix, seed in (
+            ('photos/000000.png', 'photo', 'photo', 0), ('anime/000002.png', 'anime', 'anime', 5),
+            ('pairs/trainA/000001.png', 'photo', 'any', 7), ('pairs/trainB/000001.png', 'anime', 'any', 7)):
         assert torch.equal(read(path), W.to_uint8(W.render(W.scenes([first + seed], mix), 16, style))[0])
-    W.write_world(tmp_path, n_photos=3, n_anime=3, n_pairs=2, size=16, seed=2)      # the same again is welcome
+    W.write_world(tmp_path, n_photos=3, n_anime=3, n_pairs=2, size=16, seed=2)     # the same again is welcome
     (tmp_path/'anime'/'holiday.png').write_bytes(b'x')
     with pytest.raises(UserError, match='other files'): W.write_world(tmp_path, 3, 3, 2, 16, 2)
 
 def test_batches_do_not_show_in_the_files(tmp_path):
     "Five photos written two at a time are the five that are written at once, and all different."
-    for batch in (2, 32): W.write_world(tmp_path/str(batch), n_photos=5, n_anime=3, n_pairs=3, size=16, batch=batch)
-    read = lambda batch: {p.relative_to(tmp_path/batch): p.read_bytes() for p in sorted((tmp_path/batch).rglob('*.png'))}
+    for batch in (2, 32):
+        W.write_world(tmp_path/str(batch), n_photos=5, n_anime=3, n_pairs=3, size=16, batch=batch)
+    def read(batch):
+        files = sorted((tmp_path/batch).rglob('*.png'))
+        return {p.relative_to(tmp_path/batch): p.read_bytes() for p in files}
     assert read('2') == read('32') and len(set(read('2').values())) == len(read('2')) == 5 + 3 + 2*3
 
 def test_captions_count_houses():
     s = W.scenes(range(400))
     n = (s.objects[..., 0] == W.HOUSE).sum(1).tolist()
     assert {0, 1, 2} == set(n)
-    for text, k in zip(W.captions(s), n): assert ('a house' in text, 'houses' in text) == (k == 1, k == 2), text
+    for text, k in zip(W.captions(s), n):
+        assert ('a house' in text, 'houses' in text) == (k == 1, k == 2), text
 
 @pytest.mark.parametrize('call, text', [
     (lambda: W.scenes([1], 'film'), 'any, photo, anime'), (lambda: W.scenes([1.5]), 'integers'),
