@@ -584,6 +584,10 @@ def test_nobody_home(monkeypatch, tmp_path):
     with pytest.raises(WeightsError, match='SCENIMEFY_HOME'): weights_home()
     monkeypatch.setattr('scenimefy.doctor.bundled_findings', list)
     assert [mark for mark, *_ in weights_findings()] == ['--']
+    monkeypatch.setenv('SCENIMEFY_HOME', str(tmp_path))            # torch has a cache of its own
+    monkeypatch.setattr('torch.hub.get_dir', lambda: '~/.cache/torch/hub')
+    notes = {what: text for mark, what, text, *_ in weights_findings() if mark == '--'}
+    assert 'TORCH_HOME' in notes['weights vgg19'] and 'first use' in notes['weights shinkai']
 
 def test_a_drive_that_is_unplugged_ends_the_program(pictures, tmp_path):
     "Readers in processes of their own fail: one line, the state is saved, and the program ends."
