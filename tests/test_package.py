@@ -39,7 +39,7 @@ def test_wheel_holds_what_is_needed_and_nothing_else(wheel):
     runtime = [line for line in metadata.splitlines() if line.startswith('Requires-Dist')]
     runtime = [line for line in runtime if 'extra' not in line]
     assert runtime
-    for name in ('nbdev', 'fastcore', 'pytest', 'scipy'):
+    for name in ('nbdev', 'fastcore', 'pytest', 'torchmetrics'):
         assert not [line for line in runtime if name in line]
     assert 'scenimefy = scenimefy.cli:main' in entries
     assert wheel.stat().st_size < 14e6
