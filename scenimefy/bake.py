@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from .core import Settings, SettingsError, UserError, atomic_path, opt, pick_device, seeded, to_image, to_model
 from .data import find_images, read_image
-from .evaluate import embed, feature_distance
+from .metrics import embed, feature_distance
 from .finetune import FinetuneSettings, finetune
 from .priors import load_clip, load_perceptual, load_segmenter
 from .selection import SelectSettings, StyleganPairs, make_pairs, score_pairs

@@ -352,10 +352,9 @@ Features = Annotated[str, typer.Option(metavar='inception|tiny|FILE', help='ince
 
 Resize = Annotated[int, typer.Option(metavar='PX', min=0, help='Squeeze every picture to this side first; 0 measures them as stored.')]
 
-def report_on(methods:dict, reference, photos, features, out, device, resize):
-    "Measure folders and print the table that the report holds."
-    from scenimefy.evaluate import compare_folders, comparison_rows
-    report = compare_folders(methods, reference, photos, features, out, device, progress=sys.stderr.isatty(), resize=resize)
+def report_on(report:dict, out):
+    "Print the table that a report holds."
+    from scenimefy.evaluate import comparison_rows
     head, rows = comparison_rows(report)
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     for row in (head, *rows): typer.echo('  '.join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip())
@@ -371,8 +370,9 @@ def evaluate_command(
     out: Annotated[Optional[Path], folder('For metrics.json, the statistics and a page [nothing is written].', '-o', '--out')] = None,
     device: Device = 'auto', resize: Resize = 0):
     "How far pictures lie from a reference: FID, KID, and with --photos what they kept."
-    name = generated.name if generated.name not in ('', 'photos') else 'generated'   # `photos` are the inputs
-    report_on({name: generated}, reference, photos, features, out, device, resize)
+    from scenimefy.evaluate import evaluate
+    report_on(evaluate(generated, reference, photos, features, out, device, progress=sys.stderr.isatty(),
+                       resize=resize), out)
 
 @app.command('compare')
 def compare_command(
@@ -382,13 +382,16 @@ def compare_command(
     photos: Photos = None, features: Features = 'inception', device: Device = 'auto', resize: Resize = 0):
     "Several methods against one reference, as Table 1 has them."
     from scenimefy.core import SettingsError
+    from scenimefy.evaluate import compare
     pairs = [text.partition('=') for text in methods]
     if bad := [text for text, (name, _, path) in zip(methods, pairs) if not name or not path]:
         raise SettingsError(f"{', '.join(bad)}: a method is given as NAME=DIR, such as CUT=results/cut")
     names = [name for name, _, _ in pairs]
     if twice := sorted({n for n in names if names.count(n) > 1 or n == 'photos'}):
         raise SettingsError(f"{', '.join(twice)}: every method needs a name of its own, and `photos` is the input")
-    report_on({name: Path(path) for name, _, path in pairs}, reference, photos, features, out, device, resize)
+    folders = {name: Path(path) for name, _, path in pairs}
+    report_on(compare(folders, reference, photos, features, out, device, progress=sys.stderr.isatty(),
+                      resize=resize), out)
 
 # %% ../nbs/15_cli.ipynb #exp-ablate
 @with_settings('ablate', 'AblateSettings')
