@@ -343,7 +343,7 @@ def test_features_are_inception_unless_others_are_named(monkeypatch):
     def compare(methods, reference, photos, features, out, device, **more):
         asked.append((methods, str(reference), photos, features, out, device))
         return dict(methods={}, note='')
-    monkeypatch.setattr('scenimefy.evaluate.compare_folders', compare)
+    monkeypatch.setattr('scenimefy.evaluate.compare', compare)
     monkeypatch.setattr('scenimefy.evaluate.comparison_rows', lambda report: (['method'], []))
     assert run('evaluate', 'made/ours', 'ref').exit_code == run('evaluate', 'made/photos', 'ref', '--features', 'tiny').exit_code == 0
     assert run('compare', 'ref', 'CUT=a', 'ours=b=c', '-o', 'o', '--photos', 'p', '--device', 'cpu').exit_code == 0
