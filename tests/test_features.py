@@ -23,8 +23,8 @@ def inception_file(tmp_path_factory):
     for m in net.modules():
         if isinstance(m, torch.nn.Conv2d): torch.nn.init.kaiming_normal_(m.weight)
         if isinstance(m, torch.nn.BatchNorm2d):        # as after a training: no normalization is the identity
-            for t, low, high in ((m.weight, .8, 1.2), (m.bias, -.1, .1), (m.running_mean, -.1, .1), (m.running_var, .8, 1.2)):
-                torch.nn.init.uniform_(t, low, high)
+            for t in (m.weight, m.running_var): torch.nn.init.uniform_(t, .8, 1.2)
+            for t in (m.bias, m.running_mean): torch.nn.init.uniform_(t, -.1, .1)
     torch.save(net.state_dict(), path)
     return path
 

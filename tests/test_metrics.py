@@ -1,4 +1,4 @@
-"Distances of vectors: against NumPy, SciPy, torchmetrics and numbers by hand; flicker; what cannot be measured."
+"Distances of vectors, against NumPy, SciPy, torchmetrics and numbers by hand; flicker."
 import math
 
 import numpy as np
@@ -6,13 +6,21 @@ import pytest
 import torch
 
 import scenimefy.metrics as metrics
-from scenimefy.metrics import (Moments, confidence, factor_distance, factored, feature_distance, frechet_distance,
-                               jackknife, kernel_distance, kid, raft_flow, warp, warping_error)
+from scenimefy.metrics import (Moments, confidence, factor_distance, factored, feature_distance,
+                               frechet_distance, jackknife, kernel_distance, kid, raft_flow, warp,
+                               warping_error)
 
 
-def normal(n, d, seed): return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-def cloud(n, d, seed, shift=0.): return normal(n, d, seed) @ torch.diag(torch.arange(1., d + 1).double()) + shift
-def moments(x): return torch.from_numpy(np.mean(x.numpy(), 0)), torch.from_numpy(np.atleast_2d(np.cov(x.numpy().T)))
+def normal(n, d, seed):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def cloud(n, d, seed, shift=0.):
+    return normal(n, d, seed) @ torch.diag(torch.arange(1., d + 1).double()) + shift
+
+
+def moments(x): # of NumPy
+    return torch.from_numpy(np.mean(x.numpy(), 0)), torch.from_numpy(np.atleast_2d(np.cov(x.numpy().T)))
 
 
 @pytest.mark.parametrize('cuts', [(1,), (2, 3, 50), tuple(range(1, 90))], ids=len)
@@ -49,7 +57,7 @@ def test_frechet_limits(n, d):
 
 
 def test_points_give_more_digits_than_covariances_where_points_are_few():
-    "A set against itself, moved by 1e-3: with fewer points than dimensions, roots of zeros spoil the covariances' way."
+    "A set against itself, moved by 1e-3: with few points, roots of zeros spoil the way over covariances."
     a = cloud(6, 40, 1)
     b = a.clone()
     b[:, 0] += 1e-3
@@ -78,9 +86,9 @@ def test_factor_gives_the_covariance(n, d):
     torch.testing.assert_close(mean, moments(x)[0])
 
 
-@pytest.mark.parametrize('x', [torch.zeros(1, 3), torch.zeros(0, 3), torch.zeros(5)], ids=lambda x: str(tuple(x.shape)))
-def test_a_covariance_needs_two_points(x):
-    with pytest.raises(ValueError, match='at least 2'): factored(x)
+@pytest.mark.parametrize('shape', [(1, 3), (0, 3), (5,)], ids=str)
+def test_a_covariance_needs_two_points(shape):
+    with pytest.raises(ValueError, match='at least 2'): factored(torch.zeros(shape))
     with pytest.raises(ValueError, match='at least 2'): Moments(3).add(torch.zeros(1, 3)).cov
 
 
@@ -146,7 +154,7 @@ def test_kid_is_unbiased():
 
 
 def test_error_of_kid_shrinks_with_the_number_of_blocks():
-    "Two blocks: the mean of their estimates, and half their difference; the deviation alone would be 1.4 of that."
+    "Two blocks: the mean of their estimates, and half their difference; the deviation alone is 1.4 of that."
     x, y = cloud(40, 3, 1)/3, cloud(40, 3, 2, shift=.5)/3
     one, two = kernel_distance(x[:20], y[:20]), kernel_distance(x[20:], y[20:])
     mean, error = kid(x, y, block=20)
@@ -187,7 +195,7 @@ def test_warping():
     assert warping_error(clip, flow) < 1e-10
     assert warping_error(clip, torch.zeros_like(flow)) > .05
     flicker = (clip + torch.tensor([0., .2, 0., .2, 0.]).view(5, 1, 1, 1)).clamp(-1, 1)
-    assert .005 < warping_error(flicker, flow) <= .01 + 1e-6     # .2 of 2 is .1; squared .01; less where clipped
+    assert .005 < warping_error(flicker, flow) <= .01 + 1e-6     # .2 of 2 is .1; squared .01, less if clipped
     still, inside = warp(clip[:1], torch.zeros(1, 2, 24, 24))
     assert torch.allclose(still, clip[:1], atol=1e-5) and inside.all()
 
