@@ -2,11 +2,11 @@
 
     python benchmarks/fid.py [--n 150] [--weights FILE] [--only ours]
 
-Without a file of weights a random one in the released layout is made: right for the arithmetic, the time and the
-memory, not for the value. Each side runs in its own process. Memory is sampled over the whole tree of processes,
-because pytorch-fid reads pictures in workers; PSS counts a page that several of them share once. A third process
-only imports torch and torchvision: what it takes, both sides take before they begin, so the memory above that is
-compared too. The run that the issue asks for: `python benchmarks/fid.py --n 2000` (half an hour to hours on two cores).
+Without a file of weights a random one in the released layout is made: right for the arithmetic, the time and
+the memory, not for the value. Each side runs in its own process. Memory is sampled over the whole tree of
+processes, because pytorch-fid reads pictures in workers; PSS counts a page that several of them share once. A
+third process only imports torch and torchvision: what it takes, both sides take before they begin, so the memory
+above that is compared too. `python benchmarks/fid.py --n 2000` takes half an hour to hours on two cores.
 """
 import argparse
 import json
@@ -17,11 +17,12 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from unittest import mock
 
 OURS = """
 import sys
-from scenimefy.evaluate import frechet_distance, load_features, summarize, survey
+from scenimefy.evaluate import summarize, survey
+from scenimefy.features import load_features
+from scenimefy.metrics import frechet_distance
 net = load_features(sys.argv[1])
 a, b = (summarize(net, survey(p, p)) for p in sys.argv[2:])
 del net
@@ -35,16 +36,13 @@ IMPORTS = "import torch, torchvision, time; time.sleep(1); print('FID: nan')"
 def random_weights(path):
     "A file in the layout of pytorch-fid's weights."
     import torch
-    import pytorch_fid.inception as theirs
-    made, load = [], lambda self, *_, **__: made.append(self)
+    from scenimefy.features import fid_inception
     torch.manual_seed(0)
-    with mock.patch.object(theirs, 'load_state_dict_from_url', lambda *_, **__: {}), \
-         mock.patch.object(torch.nn.Module, 'load_state_dict', load):
-        theirs.fid_inception_v3()
-    for m in made[0].modules():   # large enough weights that the features spread
+    net = fid_inception()
+    for m in net.modules():   # large enough weights that the features spread
         if isinstance(m, torch.nn.Conv2d): torch.nn.init.kaiming_normal_(m.weight)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(made[0].state_dict(), path)
+    torch.save(net.state_dict(), path)
 
 
 def tree(pid):
@@ -62,7 +60,7 @@ def memory(pid):
     for p in tree(pid):
         try: lines = Path(f'/proc/{p}/smaps_rollup').read_text().splitlines()[1:]
         except OSError: continue
-        sizes = {l.split(':')[0]: int(l.split()[1])/1024 for l in lines}
+        sizes = {line.split(':')[0]: int(line.split()[1])/1024 for line in lines}
         pss += sizes['Pss']
         if p == pid: rss = sizes['Rss']
     return pss, rss
@@ -81,20 +79,24 @@ def measured(words, env):
     out, err = process.communicate()
     seconds, spent = time.perf_counter() - start, os.times()
     if process.returncode: raise SystemExit(f'{words[:3]} failed:\n{err[-2000:]}')
-    value = float(next(l for l in out.splitlines() if l.startswith('FID:')).split()[1])
+    value, = (float(line.split()[1]) for line in out.splitlines() if line.startswith('FID:'))
+    cpu_seconds = spent.children_user + spent.children_system - cpu.children_user - cpu.children_system
     return dict(fid=value, seconds=round(seconds, 1), tree_mib=round(peak[0]), main_mib=round(peak[1]),
-                cpu_seconds=round(spent.children_user + spent.children_system - cpu.children_user - cpu.children_system, 1))
+                cpu_seconds=round(cpu_seconds, 1))
 
 
 def write_pictures(folder, n, first, style):
     from scenimefy.core import to_image
     from scenimefy.world import render, scenes
     folder.mkdir()
-    for k in range(n): to_image(render(scenes([first + k]), 128, style)[0]).resize((256, 256), 3).save(folder/f'{k:05d}.png')
+    for k in range(n):
+        image = to_image(render(scenes([first + k]), 128, style)[0])
+        image.resize((256, 256), 3).save(folder/f'{k:05d}.png')
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument('--n', type=int, default=150, help='pictures per folder')
     parser.add_argument('--weights', type=Path, help="pytorch-fid's file, if you have it")
     parser.add_argument('--only', choices=('ours', 'pytorch-fid'))
@@ -117,12 +119,15 @@ def main():
                 print(name, json.dumps(found[name]), flush=True)
     if len(found) == 2:
         a, b = found['ours'], found['pytorch-fid']
-        print(f"relative difference {abs(a['fid'] - b['fid'])/b['fid']:.1e}; ours takes {a['seconds']/b['seconds']:.2f} of the time, "
-              f"{a['tree_mib']/b['tree_mib']:.2f} of the memory (all processes), {a['main_mib']/b['main_mib']:.2f} (main process)")
+        share = {k: a[k]/b[k] for k in ('seconds', 'tree_mib', 'main_mib')}
+        print(f"relative difference {abs(a['fid'] - b['fid'])/b['fid']:.1e}; ours takes {share['seconds']:.2f} "
+              f"of the time, {share['tree_mib']:.2f} of the memory (all processes), "
+              f"{share['main_mib']:.2f} (main process)")
         floor = measured([sys.executable, '-c', IMPORTS], env)
         for what, key in (('all processes', 'tree_mib'), ('main process', 'main_mib')):
             x, y = a[key] - floor[key], b[key] - floor[key]
-            print(f'{what}: importing torch and torchvision takes {floor[key]} MiB; above that, ours takes {x} and pytorch-fid {y}: {x/y:.2f}')
+            print(f'{what}: importing torch and torchvision takes {floor[key]} MiB; '
+                  f'above that, ours takes {x} and pytorch-fid {y}: {x/y:.2f}')
 
 
 if __name__ == '__main__': main()

@@ -7,8 +7,8 @@ __all__ = ['CLIP_MEAN', 'CLIP_STD', 'WORDS', 'FILLERS', 'END', 'LENGTH', 'CONV4_
            'ADE20K_REVISION', 'Judge', 'clip_input', 'Clip', 'tokenize', 'tiny_clip_net', 'save_half', 'read_header',
            'fill', 'fill_from', 'fresh', 'load_clip', 'vgg19_features', 'VggDistance', 'LpipsDistance', 'TokenDistance',
            'segmenter_input', 'Segmenter', 'semantic_scores', 'segment', 'tiny_segmenter_net', 'load_segmenter',
-           'bundled', 'from_web', 'vit_b32_net', 'vit_b32', 'vgg19', 'lpips_vgg', 'load_perceptual', 'swin_b_net',
-           'mask2former', 'check_judge']
+           'vit_b32_net', 'vit_b32', 'vgg19', 'lpips_vgg', 'load_perceptual', 'swin_b_net', 'mask2former',
+           'check_judge']
 
 # %% ../nbs/05_priors.ipynb #exp-imports
 import warnings
@@ -21,8 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .core import UserError, atomic_path, check_images, pick_device
-from .weights import (PACKAGE, REGISTRY, WeightsError, fetch, find_weights, misfit, offline,
-                               read_weights)
+from .weights import WeightsError, fetch, find_weights, misfit, offline, read_weights
 from .world import CLASSES, HELD_OUT, captions, render
 
 # %% ../nbs/05_priors.ipynb #exp-judge
@@ -243,14 +242,6 @@ def load_segmenter(name:str='tiny', # 'tiny' (weights/segmenter.safetensors), 'm
         path = find_weights(name, 'segmenter')
         segmenter = Segmenter(fill_from(fresh(tiny_segmenter_net), path), CLASSES)
     return segmenter.to(pick_device(str(device)))
-
-# %% ../nbs/05_priors.ipynb #exp-fetch
-# until the evaluation says `find_weights('tiny', 'clip')`, `fetch('inception')` and `fetch('raft-small')`
-def bundled(name:str) -> Path: return PACKAGE/f'{name}.safetensors'
-
-def from_web(url:str, digest:str) -> Path:
-    for name, remote in REGISTRY.items():
-        if (remote.url, remote.sha256) == (url, digest): return fetch(name)
 
 # %% ../nbs/05_priors.ipynb #exp-clip-real
 def vit_b32_net() -> nn.Module:
