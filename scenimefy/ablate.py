@@ -6,9 +6,9 @@
 __all__ = ['TOY_RECIPE', 'UNSELECTED', 'TABLE_4', 'TABLE_3_MORE', 'PUBLISHED', 'SAID', 'MEASURES', 'COLORS', 'LIMITS', 'PLANS',
            'interval', 'verdict', 'run_key', 'folder_digest', 'bundled_results', 'read_table', 'row_file', 'save_strip',
            'rounded', 'run_table', 'row_values', 'Line', 'compare_rows', 'sentences', 'in_parts', 'world_pictures',
-           'strip', 'Ruler', 'world_ruler', 'AblateSettings', 'world_folder', 'once', 'judges', 'plan_3',
-           'pair_folders', 'short_translator', 'translated', 'plan_4', 'measures_of', 'table_cells', 'table_markdown',
-           'draw_table', 'write_table_page', 'ablate']
+           'strip', 'Ruler', 'world_ruler', 'AblateSettings', 'world_folder', 'judges', 'plan_3', 'pair_folders',
+           'short_translator', 'plan_4', 'measures_of', 'table_cells', 'table_markdown', 'draw_table',
+           'write_table_page', 'ablate']
 
 # %% ../nbs/12_ablate.ipynb #exp-imports
 import hashlib, importlib.resources, itertools, json, math, re, shutil, statistics, time
@@ -30,7 +30,7 @@ from .priors import load_clip, load_segmenter
 from .runs import Diverged, Stopped
 from .selection import (SelectSettings, StyleganPairs, agreement, digest, lbce_released, make_pairs,
                                  semantic_scores)
-from .semisup import SemisupSettings, train
+from .semisup import SemisupSettings, train, without_branch
 from .stylegan import load_stylegan
 from .translator import load_translator
 from .world import HELD_OUT, render, scenes, write_world
@@ -39,8 +39,8 @@ from .world import HELD_OUT, render, scenes, write_world
 TOY_RECIPE = SemisupSettings.preset('tiny')
 UNSELECTED = dict(pairs='unselected')       # the one change that is a folder and not a setting
 TABLE_4 = {'full': {},
-           'w/o unsupervised': dict(lam_gan=0., lam_src=0., lam_hdce=0.),
-           'w/o supervised': dict(lam_gan_sup=0., lam_style=0.),
+           'w/o unsupervised': without_branch('unsupervised'),
+           'w/o supervised': without_branch('supervised'),
            'w/o D_P': dict(lam_gan_sup=0.),
            'w/o StylePatchNCE': dict(lam_style=0.),
            'w/o decay': dict(decay='none'),
@@ -320,7 +320,7 @@ def world_folder(work, n:int, size:int) -> Path:
         (folder/'.complete').touch()
     return folder
 
-def once(budget:int) -> dict: # settings: logs, samples and checkpoints at the end only
+def _log_at_end(budget:int) -> dict: # settings: logs, samples and checkpoints at the end only
     return dict(log_every=budget, sample_every=budget, save_every=budget)
 
 def judges() -> dict: # for `about`
@@ -333,7 +333,7 @@ def plan_3(cfg:AblateSettings, work, device:str='cpu') -> dict: # arguments of `
     "Table 3: Stage 1, measured on codes that no run has seen."
     source = load_stylegan('tiny').requires_grad_(False)
     anime = world_folder(work, cfg.world, source.size)/'anime'
-    base = FinetuneSettings.preset('tiny').but(steps=cfg.budget, **once(cfg.budget))
+    base = FinetuneSettings.preset('tiny').but(steps=cfg.budget, **_log_at_end(cfg.budget))
     w_plus, noise = shared_styles(source, cfg.scenes, generator=seeded('table 3'))
     def paint(G):
         def part(i): return G.synthesis(w_plus[i], [layer[i] for layer in noise]).clamp(-1, 1)
@@ -367,9 +367,7 @@ def pair_folders(cfg:AblateSettings, work, device:str='cpu') -> dict: # {'pairs'
 def short_translator(budget:int) -> SemisupSettings:
     "The recipe of Stage 3 with its twenty epochs squeezed into `budget` steps."
     epochs = min(TOY_RECIPE.epochs, budget)
-    return TOY_RECIPE.but(epochs=epochs, epoch_steps=budget//epochs, ema=.98, **once(budget))
-
-def translated(weights, photos:Tensor) -> Tensor: return in_parts(load_translator(weights), photos)
+    return TOY_RECIPE.but(epochs=epochs, epoch_steps=budget//epochs, ema=.98, **_log_at_end(budget))
 
 def plan_4(cfg:AblateSettings, work, device:str='cpu') -> dict: # arguments of `run_table`
     "Table 4 and appendix C: Stage 3 from nothing, measured on photos that no run has seen."
@@ -381,7 +379,7 @@ def plan_4(cfg:AblateSettings, work, device:str='cpu') -> dict: # arguments of `
         data = pairs[change.pop('pairs', 'pairs')]
         settings = base.but(seed=seed, **change)
         made = train(settings, world/'photos', world/'anime', data, folder, device=device)
-        return translated(made, ruler.photo)
+        return in_parts(load_translator(made), ruler.photo)
     folders = {name: folder_digest(folder) for name, folder in {'world': world, **pairs}.items()}
     about = dict(table=4, settings=base.to_dict(), scenes=cfg.scenes, real=cfg.real,
                  device=pick_device(device).type, **folders, **judges())

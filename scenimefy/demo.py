@@ -28,7 +28,7 @@ from .priors import load_perceptual, load_segmenter
 from .report import examples, pair_html
 from .runs import Stopped, read_history
 from .selection import SelectSettings, StyleganPairs, choose, make_pairs, read_scores
-from .semisup import SemisupSettings, train
+from .semisup import TERMS, SemisupSettings, train
 from .stylize import stylize
 from .translator import load_translator
 from .world import HELD_OUT, caption, is_daytime, render, scenes, write_world
@@ -140,9 +140,7 @@ def fit_train(cfg, seconds:float, *folders): # `cfg`: SemisupSettings; photos, a
 
 # %% ../nbs/14b_demo.ipynb #exp-log
 STAGE1 = dict(D='critic', G='fool the critic', clip='D_CLIP', perc='perceptual', patch='patch-CLIP')
-STAGE3 = dict(D='critic D_U', D_p='critic D_P', gan='fool D_U', src='relations (SRC)', hdce='content (hDCE)',
-              idt='content of y (hDCE)', gan_sup='fool D_P', style='StylePatchNCE', l1='L1 to pair',
-              total='weighted sum')
+STAGE3 = dict(D='critic D_U', D_p='critic D_P', **{t.name: t.compares for t in TERMS}, total='weighted sum')
 
 def read_losses(run, names:dict) -> dict: # {name for people: (steps, values)}
     "The losses of a run, from its `log.jsonl`."

@@ -392,7 +392,8 @@ def write_comparison(report:dict, folders:dict, out, n:int=6) -> Path: # {name: 
              section_html('Scores', CAVEAT, table_html(rows, head)),
              _by_size_section(report['methods']),
              _side_by_side(folders, n),
-             section_html('How it was measured', Markup('All of this, with a hash for every file, is in <code>metrics.json</code>.'),
+             section_html('How it was measured',
+                          Markup('All of this, with a hash for every file, is in <code>metrics.json</code>.'),
                           table_html([(k, str(v)) for k, v in facts.items()]))]
     lead = f"{report['measure']} to {report['reference']['n'] or 'unknown'} reference pictures."
     text = page_html('methods compared', lead, Markup().join(parts))

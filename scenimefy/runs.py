@@ -325,14 +325,14 @@ class TrainingRun(Processes):
 
     def feed(self):
         "The batches that are still to come, one tuple of tensors per step."
-        left = self.n_steps - self.step
-        args = (self.cfg.batch, self.step, left, self.cfg.workers, self.rank, self.world_size)
+        steps = self.step, self.n_steps - self.step
+        args = (self.cfg.batch, *steps, self.cfg.workers, self.rank, self.world_size)
         there = dict(device=self.device, non_blocking=True, memory_format=self.layout)
-        readers = zip(*(loader(s, *args) for s in self.sets))
         with deaths_in_turn():
-            for parts in readers: yield [t.to(**there) for part in parts for t in part]
+            for parts in zip(*(loader(s, *args) for s in self.sets)):
+                yield [t.to(**there) for part in parts for t in part]
 
-    def take_step(self, batch) -> dict: raise NotImplementedError   # {name: loss} of the step after `self.step`
+    def take_step(self, batch) -> dict: raise NotImplementedError   # {name: loss}
     def sheet(self) -> torch.Tensor: raise NotImplementedError  # (3,H,W) in [-1,1]
     def export(self): raise NotImplementedError                 # writes folder/result, in the main process
 

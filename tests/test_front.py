@@ -1,4 +1,5 @@
 "The front door: few names, loaded late, explained, with examples that run."
+import dataclasses
 import doctest
 import inspect
 import subprocess
@@ -63,7 +64,7 @@ def test_everything_is_explained():
         text, entry = thing.__doc__, FRONT[name]
         for part in (entry.raises, entry.example.strip()): assert part in text, name
         if hasattr(thing, 'PRESETS'):
-            assert all(f'\n{f} = ' in text for f in thing.__dataclass_fields__), name
+            assert all(f'\n{f.name} = ' in text for f in dataclasses.fields(thing)), name
             continue
         for p in inspect.signature(thing).parameters: assert f'\n{p}' in text, (name, p)
         if inspect.isfunction(thing): assert inspect.signature(thing).return_annotation is not inspect.Signature.empty, name
