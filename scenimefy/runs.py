@@ -331,7 +331,6 @@ class TrainingRun(Processes):
         with deaths_in_turn():
             for parts in zip(*(loader(s, *args) for s in self.sets)):
                 yield [t.to(**there) for part in parts for t in part]
-
     def take_step(self, batch) -> dict: raise NotImplementedError   # {name: loss}
     def sheet(self) -> torch.Tensor: raise NotImplementedError  # (3,H,W) in [-1,1]
     def export(self): raise NotImplementedError                 # writes folder/result, in the main process

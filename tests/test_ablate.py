@@ -403,7 +403,8 @@ def test_rows_of_table_4_reach_the_training(monkeypatch, tmp_path):
         seen.append(args[:4])
         return 'made'
     monkeypatch.setattr(A, 'train', trained)
-    monkeypatch.setattr(A, 'translated', lambda made, photos: (made, photos))
+    monkeypatch.setattr(A, 'load_translator', lambda made: made)
+    monkeypatch.setattr(A, 'in_parts', lambda net, photos: (net, photos))
     plan, base = A.plan_4(AblateSettings(), tmp_path), short_translator(AblateSettings().budget)
     for row, change in plan['rows'].items():
         assert plan['run_one'](change, 5, tmp_path/'run') == ('made', 'photos')
