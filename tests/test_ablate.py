@@ -17,10 +17,10 @@ from PIL import Image
 from scipy import stats
 
 import scenimefy.ablate as A
-from scenimefy.ablate import (PUBLISHED, TABLE_3_MORE, TABLE_4, TOY_RECIPE, AblateSettings, Ruler, ablate,
+from scenimefy.ablate import (PUBLISHED, TABLE_3_MORE, TABLE_4, _TOY_RECIPE, AblateSettings, Ruler, ablate,
                               compare_rows, draw_table, folder_digest, interval, read_table, row_file,
-                              row_values, rounded, run_key, run_table, sentences, short_translator, strip,
-                              table_cells, verdict, world_ruler, write_table_page)
+                              row_values, _rounded, _run_key, run_table, sentences, short_translator, strip,
+                              table_cells, verdict, world_ruler, _write_table_page)
 from scenimefy.core import SettingsError, UserError, seeded
 from scenimefy.finetune import FinetuneSettings, shared_styles
 from scenimefy.page import table_html
@@ -73,9 +73,9 @@ def test_verdict(low, high, paper, mark): assert verdict(low, high, paper) == ma
 # names of runs
 
 def test_key_survives_json_and_sees_everything():
-    key = run_key(json.loads(json.dumps(ABOUT)), {}, 0)
-    assert key == run_key(ABOUT, {}, 0) and re.fullmatch('[0-9a-f]{16}', key)
-    others = {run_key({**ABOUT, 'lr': 2e-3}, {}, 0), run_key(ABOUT, dict(a=1), 0), run_key(ABOUT, {}, 1)}
+    key = _run_key(json.loads(json.dumps(ABOUT)), {}, 0)
+    assert key == _run_key(ABOUT, {}, 0) and re.fullmatch('[0-9a-f]{16}', key)
+    others = {_run_key({**ABOUT, 'lr': 2e-3}, {}, 0), _run_key(ABOUT, dict(a=1), 0), _run_key(ABOUT, {}, 1)}
     assert len({key, *others}) == 4
 
 
@@ -146,7 +146,7 @@ def test_each_run_gets_an_empty_folder_that_goes_away(tmp_path):
         assert not folder.exists()
         folder.mkdir(parents=True); (folder/'x').touch()
         return 1.
-    key = run_key(json.loads(json.dumps(ABOUT)), {}, 0)
+    key = _run_key(json.loads(json.dumps(ABOUT)), {}, 0)
     (tmp_path/'work'/key).mkdir(parents=True)                                # left by a life that was killed
     table(tmp_path/'t.json', run_one=careful)
     assert not list((tmp_path/'work').iterdir())
@@ -301,7 +301,7 @@ def test_seeds_that_only_one_row_has_do_not_count(tmp_path):
 def test_page_is_safe_and_whole(tmp_path):
     rows = {'full': {}, 'w/o <script>': dict(adds=1)}
     t = table(tmp_path/'table4.json', rows, noisy, picture=lambda x: torch.zeros(3, 8, 32))
-    text = write_table_page(t, 4, tmp_path/'table4.json').read_text(encoding='utf8')
+    text = _write_table_page(t, 4, tmp_path/'table4.json').read_text(encoding='utf8')
     assert text.count('<img') == 3 and 'http' not in text.replace('http-equiv', '')
     assert '<script' not in text
 
@@ -318,7 +318,7 @@ def test_every_change_is_legal_json():
     for change in TABLE_3_MORE.values(): FinetuneSettings.preset('tiny').but(**json.loads(json.dumps(change)))
     for change in TABLE_4.values():
         settings = {k: v for k, v in json.loads(json.dumps(change)).items() if k != 'pairs'}
-        TOY_RECIPE.but(**settings)
+        _TOY_RECIPE.but(**settings)
     assert len({json.dumps(c) for c in TABLE_4.values()}) == len(TABLE_4) == 9
 
 
@@ -442,8 +442,8 @@ def test_rows_of_table_3_reach_the_fine_tuning_and_paint_the_same_codes(monkeypa
 
 
 def test_rounded():
-    assert rounded(dict(a=1/3)) == dict(a=.33333)
-    with pytest.raises(Diverged, match='b came out'): rounded(dict(a=1., b=math.nan))
+    assert _rounded(dict(a=1/3)) == dict(a=.33333)
+    with pytest.raises(Diverged, match='b came out'): _rounded(dict(a=1., b=math.nan))
 
 
 def test_table_3_of_two_steps(tmp_path):

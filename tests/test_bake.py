@@ -9,11 +9,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from scenimefy import bake as baking
-from scenimefy.bake import (ABOUT, GAN, MEANING, PHASES, RECIPES, BakeSettings, Kitchen, bake, pair_scores,
-                            translator_scores, write_card)
+from scenimefy.bake import (_ABOUT, _GAN, _MEANING, _PHASES, RECIPES, BakeSettings, Kitchen, bake, _pair_scores,
+                            translator_scores, _write_card)
 from scenimefy.core import SettingsError, UserError
 from scenimefy.priors import load_clip, load_segmenter
-from scenimefy.runs import read_lines
+from scenimefy.runs import _read_lines
 from scenimefy.pretrain import PretrainSettings
 from scenimefy.stylegan import load_discriminator, load_stylegan
 from scenimefy.teachers import clip_scores, segmenter_scores
@@ -41,9 +41,9 @@ def test_every_file_has_a_card(name):
     card = (PACKAGE/f'{name}.md').read_text()
     with safe_open(PACKAGE/f'{name}.safetensors', 'pt') as opened: about = opened.metadata()
     settings, scores = json.loads(about['settings']), json.loads(about['scores'])
-    assert ABOUT[name][3] in card and f'scenimefy bake {name}' in card and f"seed {settings['seed']}" in card
+    assert _ABOUT[name][3] in card and f'scenimefy bake {name}' in card and f"seed {settings['seed']}" in card
     numbers = {k: v for k, v in scores.items() if not isinstance(v, dict)}
-    assert len(numbers) >= 3 and all(f'| {k} | {v} | {MEANING[k]} |' in card for k, v in numbers.items())
+    assert len(numbers) >= 3 and all(f'| {k} | {v} | {_MEANING[k]} |' in card for k, v in numbers.items())
 
 
 def test_teachers_are_as_good_as_promised():
@@ -61,7 +61,7 @@ def test_generators_fit_each_other():
     own = dict(source.named_parameters())
     same = [k for k, p in target.named_parameters() if torch.equal(p, own[k])]
     assert all(k in same for k in own if k.startswith('style.')) and 10 < len(same) < len(own)
-    found = pair_scores('tiny', 'tiny-anime', 40)
+    found = _pair_scores('tiny', 'tiny-anime', 40)
     assert found['agreement'] > .8 and 1.165 < found['lbce'] < 1.4
 
 
@@ -72,8 +72,8 @@ def test_translator_helps():
 
 def test_phases_grow():
     "Each phase is as large as the one before or larger, and its channels are those of the last."
-    sizes = [p['size'] for p in PHASES.values()]
-    assert sizes == sorted(sizes) and sizes[-1] == GAN.size == PretrainSettings.preset('tiny').size
+    sizes = [p['size'] for p in _PHASES.values()]
+    assert sizes == sorted(sizes) and sizes[-1] == _GAN.size == PretrainSettings.preset('tiny').size
 
 
 def test_kitchen_prefers_its_own(tmp_path):
@@ -109,7 +109,7 @@ def test_a_file_is_no_kitchen(tmp_path):
 
 
 def test_card_says_what_it_is(tmp_path):
-    write_card(tmp_path/'x.md', 'clip', dict(scenes=3, top=.5, each=dict(a=1)), 60., dict(seed=7, steps=5))
+    _write_card(tmp_path/'x.md', 'clip', dict(scenes=3, top=.5, each=dict(a=1)), 60., dict(seed=7, steps=5))
     text = (tmp_path/'x.md').read_text()
     assert 'A toy' in text and '| top | 0.5 |' in text and 'each' not in text
     assert '1 minutes' in text and 'seed 7, 5 steps' in text
@@ -118,8 +118,8 @@ def test_card_says_what_it_is(tmp_path):
 def test_domain_begins_where_it_is_told_to():
     "The floor compares photos with other photos: the second set must not be the first."
     want = render(scenes(range(HELD_OUT + 50, HELD_OUT + 53), 'photo'), 64, 'photo')
-    assert torch.equal(baking.domain('photo', 'photo', 3, 50), want)
-    assert not torch.equal(baking.domain('photo', 'photo', 3), want)
+    assert torch.equal(baking._domain('photo', 'photo', 3, 50), want)
+    assert not torch.equal(baking._domain('photo', 'photo', 3), want)
 
 
 def test_samples_do_not_repeat():
@@ -128,10 +128,10 @@ def test_samples_do_not_repeat():
         style_dim = 4
         def draw_noise(self, n, g): return torch.randn(n, 4, generator=g)
         def __call__(self, z, noise): return torch.stack([z, noise, 0*z], 1)[..., None]
-    many = baking.samples(G(), 100)
+    many = baking._samples(G(), 100)
     assert many.shape == (100, 3, 4, 1) and many.abs().max() <= 1
     assert all(len(many[:, k].unique(dim=0)) == 100 for k in (0, 1))
-    assert torch.equal(baking.samples(G(), 100), many)
+    assert torch.equal(baking._samples(G(), 100), many)
 
 
 def test_pairs_are_scored_on_different_codes(monkeypatch):
@@ -145,10 +145,10 @@ def test_pairs_are_scored_on_different_codes(monkeypatch):
     monkeypatch.setattr(baking, 'StyleganPairs', Source)
     for name in ('load_segmenter', 'load_clip'): monkeypatch.setattr(baking, name, lambda name: None)
     monkeypatch.setattr(baking, 'score_pairs', lambda s, a, b: [dict(lbce=1., agreement=.5)]*len(a))
-    monkeypatch.setattr(baking, 'domain', lambda *a: torch.zeros(1, 1))
+    monkeypatch.setattr(baking, '_domain', lambda *a: torch.zeros(1, 1))
     monkeypatch.setattr(baking, 'embed', lambda clip, x: torch.zeros(len(x), 1))
     monkeypatch.setattr(baking, 'feature_distance', lambda a, b: float(len(a)))
-    assert baking.pair_scores('a', 'b', 60) == dict(pictures=60, lbce=1., agreement=.5, distance=60.)
+    assert baking._pair_scores('a', 'b', 60) == dict(pictures=60, lbce=1., agreement=.5, distance=60.)
     assert asked == list(range(HELD_OUT, HELD_OUT + 60))
 
 
@@ -210,7 +210,7 @@ def test_the_log_drops_steps_that_are_taken_again(tmp_path):
     for steps in ((1, 2, 3, 4, 5), (4, 5, 6)):
         write = Kitchen(tmp_path).log('clip')
         for s in steps: write(dict(step=s, life=steps[0]))
-    found = [(entry['step'], entry['life']) for entry in read_lines(tmp_path/'work'/'clip.jsonl')]
+    found = [(entry['step'], entry['life']) for entry in _read_lines(tmp_path/'work'/'clip.jsonl')]
     assert found == [(1, 1), (2, 1), (3, 1), (4, 4), (5, 4), (6, 4)]
 
 
@@ -229,9 +229,9 @@ def test_phases_train_with_the_widths_of_their_size(tmp_path, monkeypatch):
     with pytest.raises(Enough): RECIPES['stylegan'](Kitchen(tmp_path, BakeSettings.preset('lesson')))
     resolutions = {16: 3, 32: 4, 64: 5}
     assert [(name, cfg.size, len(cfg.channels)) for name, cfg, _ in seen] == [
-        (name, phase['size'], resolutions[phase['size']]) for name, phase in PHASES.items()]
-    assert all(cfg.channels == GAN.channels[:len(cfg.channels)] for _, cfg, _ in seen)
-    assert [start and start.name for _, _, start in seen] == [None, *list(PHASES)[:-1]]
+        (name, phase['size'], resolutions[phase['size']]) for name, phase in _PHASES.items()]
+    assert all(cfg.channels == _GAN.channels[:len(cfg.channels)] for _, cfg, _ in seen)
+    assert [start and start.name for _, _, start in seen] == [None, *list(_PHASES)[:-1]]
 
 
 def test_wrong_names_and_settings(tmp_path):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import scenimefy.cli as cli
 from scenimefy.core import SettingsError, UserError
 from scenimefy.demo import DemoSettings
-from scenimefy.doctor import weights_findings
+from scenimefy.doctor import _weights_findings
 from scenimefy.finetune import FinetuneSettings
 from scenimefy.priors import save_half, tiny_segmenter_net
 from scenimefy.runs import Stopped, read_history
@@ -156,7 +156,7 @@ def caught(monkeypatch):
 
 STAGES = dict(train=SemisupSettings, pretrain=PretrainSettings, finetune=FinetuneSettings,
               pairs=SelectSettings)
-FIELDS = [(name, f) for name, cls in STAGES.items() for f in fields(cls) if f.name not in cli.NO_FLAG]
+FIELDS = [(name, f) for name, cls in STAGES.items() for f in fields(cls) if f.name not in cli._NO_FLAG]
 
 def line_for(name, pictures, out='unused'):
     "The shortest command line that `scenimefy NAME` accepts."
@@ -460,12 +460,12 @@ def test_unprintable_name(net, tmp_path):
 # --- doctor and demo -------------------------------------------------------------------------------
 
 def test_doctor(monkeypatch):
-    monkeypatch.setattr('scenimefy.doctor.speed_findings', lambda: [('ok', 'speed', '0.5 s')])
+    monkeypatch.setattr('scenimefy.doctor._speed_findings', lambda: [('ok', 'speed', '0.5 s')])
     good = run('doctor')
     assert good.exit_code == 0 and good.output.endswith('\nNothing is broken.\n')
     assert all(word in good.output for word in ('torchvision', 'fp32 works', 'shinkai', 'speed'))
     def fail(): raise RuntimeError('no processor')
-    monkeypatch.setattr('scenimefy.doctor.device_findings', fail)
+    monkeypatch.setattr('scenimefy.doctor._device_findings', fail)
     bad = run('doctor')
     assert bad.exit_code == 1 and bad.output.endswith('\n1 broken\n')
     assert 'no processor' in bad.output and 'speed' in bad.output   # the rest is still looked at
@@ -582,11 +582,11 @@ def test_nobody_home(monkeypatch, tmp_path):
     def nowhere(): raise RuntimeError('Could not determine home directory.')
     monkeypatch.setattr(pathlib.Path, 'home', nowhere)
     with pytest.raises(WeightsError, match='SCENIMEFY_HOME'): weights_home()
-    monkeypatch.setattr('scenimefy.doctor.bundled_findings', list)
-    assert [mark for mark, *_ in weights_findings()] == ['--']
+    monkeypatch.setattr('scenimefy.doctor._bundled_findings', list)
+    assert [mark for mark, *_ in _weights_findings()] == ['--']
     monkeypatch.setenv('SCENIMEFY_HOME', str(tmp_path))            # torch has a cache of its own
     monkeypatch.setattr('torch.hub.get_dir', lambda: '~/.cache/torch/hub')
-    notes = {what: text for mark, what, text, *_ in weights_findings() if mark == '--'}
+    notes = {what: text for mark, what, text, *_ in _weights_findings() if mark == '--'}
     assert 'TORCH_HOME' in notes['weights vgg19'] and 'first use' in notes['weights shinkai']
 
 def test_a_drive_that_is_unplugged_ends_the_program(pictures, tmp_path):

@@ -10,8 +10,8 @@ from PIL import Image, ImageCms, ImageFile, PngImagePlugin
 
 from scenimefy import data
 from scenimefy.core import SettingsError, seeded, to_model
-from scenimefy.data import (FORMATS, ImageError, ImageSet, PairedSet, Steps, Transform, UnpairedSet, as_rgb,
-                            find_images, loader, match_pairs, natural_key, read_image)
+from scenimefy.data import (_FORMATS, ImageError, ImageSet, PairedSet, Steps, Transform, UnpairedSet, as_rgb,
+                            find_images, loader, match_pairs, _natural_key, read_image)
 
 RNG = np.random.default_rng(0)
 
@@ -343,7 +343,7 @@ def test_only_allowed_formats(tmp_path):
     for fmt in ('ICO', 'PCX', 'TGA', 'SGI', 'EPS'):
         picture().save(tmp_path/'x.png', fmt)
         with pytest.raises(ImageError, match='none of the formats|text'): read_image(tmp_path/'x.png')
-    assert set(data._decoders()) <= set(FORMATS) and len(data._decoders()) >= 7
+    assert set(data._decoders()) <= set(_FORMATS) and len(data._decoders()) >= 7
 
 
 def test_not_a_file(tmp_path):
@@ -445,7 +445,7 @@ def test_a_picture_without_a_suffix_is_found_by_its_first_bytes(tmp_path):
 
 def test_names_in_other_digits_and_other_unicode_forms(tmp_path):
     odd = ['①', '②', '10²', '٣', '9']
-    assert sorted(odd, key=natural_key)[:2] == ['9', '10²'] and len(sorted(odd, key=natural_key)) == 5
+    assert sorted(odd, key=_natural_key)[:2] == ['9', '10²'] and len(sorted(odd, key=_natural_key)) == 5
     for side, form in (('trainA', 'NFC'), ('trainB', 'NFD')):
         (tmp_path/side).mkdir(); picture().save(tmp_path/side/(unicodedata.normalize(form, 'café') + '.png'))
     ((a, b),) = match_pairs(tmp_path)
@@ -715,7 +715,7 @@ def test_workers_share_what_is_unreadable(domains, tmp_path, capfd):
         # past pytest's recorder
         warnings.showwarning = lambda message, *_, **__: os.write(2, f'{message}\n'.encode())
         first = next(p for p in range(5)
-                     if s.shelves[0].rows[data.visited(p, 5, 0, 'photo')][0].name == '3.png')
+                     if s.shelves[0].rows[data._visited(p, 5, 0, 'photo')][0].name == '3.png')
         list(loader(s, 1, start=5 if first == 0 else 0, steps=20, workers=2))
     assert s.skipped == [tmp_path/'3.png']                 # found by a worker, known here
     assert 1 <= capfd.readouterr().err.count('left out of training') <= 2

@@ -8,9 +8,9 @@ from PIL import Image
 
 import scenimefy.demo as D
 from scenimefy.core import UserError
-from scenimefy.demo import (Clock, DemoSettings, failed_html, fit_finetune, fit_train, gain, held_out,
-                            losses_html, next_html, photos_html, seconds_per_step, short_memory, show_photo,
-                            show_photos, smooth, to_truth)
+from scenimefy.demo import (Clock, DemoSettings, _failed_html, _fit_finetune, _fit_train, _gain, _held_out,
+                            _losses_html, _next_html, _photos_html, _seconds_per_step, _short_memory, _show_photo,
+                            _show_photos, _smooth, _to_truth)
 from scenimefy.finetune import FinetuneSettings
 from scenimefy.semisup import SemisupSettings
 from scenimefy.world import HELD_OUT, is_daytime, render
@@ -27,26 +27,26 @@ def clock(monkeypatch):
 
 
 def test_smooth_is_the_mean_of_the_last_few():
-    assert smooth([1, 3, 5, 7], 2) == [1, 2, 4, 6] and smooth([1, 3, 5, 7], 3) == [1, 2, 3, 5]
-    assert smooth([4, 2], 1) == [4, 2] and smooth([], 3) == []
+    assert _smooth([1, 3, 5, 7], 2) == [1, 2, 4, 6] and _smooth([1, 3, 5, 7], 3) == [1, 2, 3, 5]
+    assert _smooth([4, 2], 1) == [4, 2] and _smooth([], 3) == []
 
 
 def test_gain_by_hand():
     "Four scenes come .2, .1, .3 and 0 closer, of .4: 37.5 percent, with the deviation of the mean of four."
     before, after = torch.full((4,), .4), torch.tensor([.2, .3, .1, .4])
-    g = gain(before, after)
+    g = _gain(before, after)
     error = 100*math.sqrt((.05**2 + .05**2 + .15**2 + .15**2)/3)/math.sqrt(4)/.4
     assert (g['word'], g['better'], g['n']) == ('closer', 3, 4)
     numbers = (g['percent'], g['error'], g['photo'], g['output'])
     assert numbers == pytest.approx((37.5, error, .4, .25), rel=1e-4)
-    worse = gain(after, before)
+    worse = _gain(after, before)
     assert (worse['word'], worse['better']) == ('farther', 0)
     assert worse['percent'] == pytest.approx(60, rel=1e-4)
 
 
 def test_average_remembers_a_tenth_of_a_short_run():
-    assert [short_memory(.99, n) for n in (50, 5000, 5)] == pytest.approx([.8, .99, 0.])
-    assert short_memory(.5, 50) == .5
+    assert [_short_memory(.99, n) for n in (50, 5000, 5)] == pytest.approx([.8, .99, 0.])
+    assert _short_memory(.5, 50) == .5
 
 
 def test_a_step_is_timed_without_the_slow_first_ones(clock):
@@ -55,16 +55,16 @@ def test_a_step_is_timed_without_the_slow_first_ones(clock):
         for seconds in (60, 9, 5, 2, 2, 2, 2, 2, 2):
             clock[0] += seconds
             tick()
-    assert seconds_per_step(attempt) == pytest.approx(2.)
+    assert _seconds_per_step(attempt) == pytest.approx(2.)
 
 
 def test_steps_fill_the_time(monkeypatch):
     "A hundred seconds at half a second each are 200 steps: ten in each of twenty epochs, or all of Stage 1."
-    monkeypatch.setattr(D, 'seconds_per_step', lambda attempt: .5)
+    monkeypatch.setattr(D, '_seconds_per_step', lambda attempt: .5)
     third = SemisupSettings.preset('tiny').but(epochs=20, ema=.99)
-    third = fit_train(third, 100., 'photos', 'anime', 'pairs')
+    third = _fit_train(third, 100., 'photos', 'anime', 'pairs')
     assert (third.epochs, third.epoch_steps, third.ema) == (20, 10, pytest.approx(.95))
-    first = fit_finetune(FinetuneSettings.preset('tiny').but(ema=.99), 100., 'tiny', 'anime')
+    first = _fit_finetune(FinetuneSettings.preset('tiny').but(ema=.99), 100., 'tiny', 'anime')
     assert (first.steps, first.ema) == (200, pytest.approx(.95))
 
 
@@ -83,26 +83,26 @@ def test_both_stages_share_the_time(monkeypatch, tmp_path):
     settings = DemoSettings().but(seconds=80., share=.25)
     first, third = FinetuneSettings.preset('tiny'), SemisupSettings.preset('tiny')
     with pytest.raises(Enough):
-        D.run_stages(settings, ('photos', 'anime'), tmp_path, first, third, Clock(lambda text: None))
+        D._run_stages(settings, ('photos', 'anime'), tmp_path, first, third, Clock(lambda text: None))
     assert given == dict(first=20., third=60.)
 
 
 def test_held_out_scenes_are_the_first_in_daylight():
-    seeds = held_out(40)
+    seeds = _held_out(40)
     assert seeds == [s for s in range(HELD_OUT, seeds[-1] + 1) if is_daytime([s]).item()]
     assert len(seeds) == 40 and seeds[-1] > HELD_OUT + 39                       # dusk was passed over
 
 
 def test_distance_is_taken_to_the_anime_of_the_scene():
     "Doing nothing is as far as photo is from anime, painting gray as gray is; batches do not show."
-    seeds = held_out(3)
+    seeds = _held_out(3)
     photo, anime = (render(seeds, 32, style) for style in ('photo', 'anime'))
     nets = {'nothing': lambda x: x, 'gray': torch.zeros_like}
-    found = to_truth(nets, seeds, 32, lambda a, b: (a - b).amax((1, 2, 3)), batch=2)
+    found = _to_truth(nets, seeds, 32, lambda a, b: (a - b).amax((1, 2, 3)), batch=2)
     for name, made in (('nothing', photo), ('gray', torch.zeros_like(anime))):
         off = made - anime
         torch.testing.assert_close(found[name], torch.stack([off.abs().mean((1, 2, 3)), off.amax((1, 2, 3))]))
-    assert (to_truth({'nothing': lambda x: x}, seeds[:1], 32)['nothing'][1] == 0).all()
+    assert (_to_truth({'nothing': lambda x: x}, seeds[:1], 32)['nothing'][1] == 0).all()
 
 
 def test_clock_adds_up_what_has_one_name(clock):
@@ -124,7 +124,7 @@ def test_large_photos_are_translated_small_as_well(monkeypatch, tmp_path, size, 
     "Large is what is more than a quarter longer than 32 px on its longer side."
     monkeypatch.setattr(D, 'stylize', lambda photo, net: photo.copy())
     Image.new('RGB', size).save(tmp_path/'photo.png')
-    shown = show_photo(None, tmp_path/'photo.png', tmp_path/'out.png', 32)
+    shown = _show_photo(None, tmp_path/'photo.png', tmp_path/'out.png', 32)
     assert (shown.small and shown.small.size) == small and Image.open(tmp_path/'out.png').size == size
 
 
@@ -134,7 +134,7 @@ def test_page_compares_kept_pairs_with_the_others(monkeypatch):
     monkeypatch.setattr(D, 'choose', lambda lines, cfg: {0, 1})
     monkeypatch.setattr(D, 'examples', lambda lines, cfg, n: {'best': [0], 'middle': [1], 'worst': [3]})
     monkeypatch.setattr(D, 'pair_html', lambda *a: '')
-    text = D.stage2_html(None, None, 'folder', None)
+    text = D._stage2_html(None, None, 'folder', None)
     assert '85.0 % of the pixels agree in the kept pairs, 20.0 % in the others' in text
     assert 'made 4 pairs, and the 2 on' in text
     assert '<h3>best</h3>' in text and '<h3>worst</h3>' in text and 'middle' not in text
@@ -143,12 +143,12 @@ def test_page_compares_kept_pairs_with_the_others(monkeypatch):
 def test_no_translation_lies_over_another_or_over_a_photo(monkeypatch, tmp_path):
     "Four photos of one name, in letters of two sizes, and one that lies where its translation would."
     written = []
-    monkeypatch.setattr(D, 'show_photo', lambda net, file, save, small: written.append(save.name))
+    monkeypatch.setattr(D, '_show_photo', lambda net, file, save, small: written.append(save.name))
     (tmp_path/'out').mkdir()
     (tmp_path/'out'/'hill.png').touch()
     names = ('a/Lake.jpg', 'b/lake.png', 'c/LAKE.b.jpg', 'd/lake.webp', 'e/LAKE.gif', 'out/hill.png')
     files = [tmp_path/name for name in names]
-    show_photos(None, files, tmp_path/'out', 32, [])
+    _show_photos(None, files, tmp_path/'out', 32, [])
     assert written == ['Lake.png', 'lake-2.png', 'LAKE.b.png', 'lake-3.png', 'LAKE-4.png', 'hill-2.png']
 
 
@@ -157,10 +157,10 @@ def test_a_photo_that_fails_does_not_stop_the_others(monkeypatch, tmp_path):
         if 'bad' in file.name: raise UserError(f'{file}: torn')
         if 'big' in file.name: raise MemoryError('too large')
         return save.name
-    monkeypatch.setattr(D, 'show_photo', show)
+    monkeypatch.setattr(D, '_show_photo', show)
     failed = [('gone.jpg', 'gone.jpg: no such file')]
     files = [tmp_path/'bad.jpg', tmp_path/'big.jpg', tmp_path/'good.jpg']
-    assert show_photos(None, files, tmp_path/'out', 32, failed) == ['good.png']
+    assert _show_photos(None, files, tmp_path/'out', 32, failed) == ['good.png']
     assert failed[1:] == [(str(files[0]), f'{files[0]}: torn'), (str(files[1]), f'{files[1]}: too large')]
 
 
@@ -175,7 +175,7 @@ def test_no_photo_becomes_html(name):
         picture = Image.new('RGB', (8, 6), 'red')
         photos = [D.Shown(name, picture, picture, 1., small=picture)]
         log = {'loss': ([1, 2], [.5, .4])}
-        return (failed_html([(name, f'{name}: torn')]) + photos_html(photos, 32) + losses_html(log, log)
-                + next_html(name + '/translator.safetensors'))
+        return (_failed_html([(name, f'{name}: torn')]) + _photos_html(photos, 32) + _losses_html(log, log)
+                + _next_html(name + '/translator.safetensors'))
     found = Reader(sections(name))
     assert found.tags == Reader(sections('harmless')).tags and name in ''.join(found.texts)

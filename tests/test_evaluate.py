@@ -16,8 +16,8 @@ import scenimefy.evaluate as e
 from scenimefy.cli import app
 from scenimefy.core import SettingsError, UserError, to_image, to_model
 from scenimefy.data import read_image
-from scenimefy.evaluate import (KEEP, Summary, compare, evaluate, halves, measure_pairs, measure_set,
-                                preflight, read_summary, summarize, survey, table_row, warning_for)
+from scenimefy.evaluate import (_KEEP, Summary, compare, evaluate, halves, measure_pairs, measure_set,
+                                _preflight, read_summary, summarize, survey, _table_row, _warning_for)
 from scenimefy.features import Features, load_features
 from scenimefy.metrics import Moments, frechet_distance
 from scenimefy.world import HELD_OUT, render
@@ -57,7 +57,7 @@ def test_everything_wrong_is_said_at_once(folders, spoiled):
     Image.new('RGB', (48, 64)).save(spoiled/'05.png')
     Image.new('RGB', (64, 64)).save(spoiled/'06.jpg')                          # a second 06
     a, b = survey('photos', folders/'photos'), survey('CUT', spoiled)
-    with pytest.raises(UserError) as error: preflight([a, b], [(a, b)])
+    with pytest.raises(UserError) as error: _preflight([a, b], [(a, b)])
     said = str(error.value)
     for part in ('03.png', '04', '48×64', '06', 'nothing was measured'): assert part in said, part
     assert '\n' not in said
@@ -98,7 +98,7 @@ def test_vectors_are_kept_in_random_order(folders, monkeypatch):
     torch.testing.assert_close(whole, files[place])
     assert sorted(place.tolist()) == list(range(30)) and place.tolist() != list(range(30))
     assert abs(place[:15].float().mean() - 14.5) < 5                       # not the folder's first half
-    monkeypatch.setattr(e, 'KEEP', 7)
+    monkeypatch.setattr(e, '_KEEP', 7)
     few = summarize(mean, s)
     assert torch.equal(few.kept, whole[:7]) and few.n == 30
 
@@ -154,8 +154,8 @@ def test_report(folders, tmp_path):
     ours = kept['methods']['ours']
     assert ours['distance'] == m['ours']['distance'] and len(ours['files']) == 30
     assert 'http' not in page.replace('http-equiv', '')
-    assert table_row('cartoon-gan') == 'CartoonGAN'
-    assert table_row('Scenimefy') == 'Ours' and table_row('photos') == ''
+    assert _table_row('cartoon-gan') == 'CartoonGAN'
+    assert _table_row('Scenimefy') == 'Ours' and _table_row('photos') == ''
     names = ('photos', 'ours', 'identity', 'reference')
     assert kept['protocol']['formats'] == {k: {'png': 30} for k in names}
     assert kept['floor']['n'] == 15 and [n for n, _ in ours['by_size']] == [7, 15, 22, 30]
@@ -291,13 +291,13 @@ def test_partners_in_other_unicode_forms(folders, tmp_path):
             shutil.copy(folders/'anime'/'00.png', tmp_path/name/unicodedata.normalize(form, f'é{i}.png'))
     a, b = survey('a', tmp_path/'a'), survey('b', tmp_path/'b')
     assert a.files.keys() == b.files.keys()
-    preflight([a, b], [(a, b)])
+    _preflight([a, b], [(a, b)])
 
 
 def test_warnings_know_the_size_of_sets():
-    assert warning_for(30, 5000, 64) and warning_for(3000, 3000, 64) == ''
-    assert 'only the spread' in warning_for(39, 50, 20) and 'only the spread' not in warning_for(40, 50, 20)
-    assert KEEP > 6605 and KEEP >= 2*2048          # the paper's sets can be corrected
+    assert _warning_for(30, 5000, 64) and _warning_for(3000, 3000, 64) == ''
+    assert 'only the spread' in _warning_for(39, 50, 20) and 'only the spread' not in _warning_for(40, 50, 20)
+    assert _KEEP > 6605 and _KEEP >= 2*2048          # the paper's sets can be corrected
 
 
 @pytest.mark.parametrize('folder, name', [('ours', 'ours'), ('photos', 'generated'), ('.', 'generated')])

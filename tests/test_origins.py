@@ -15,11 +15,11 @@ from scenimefy.finetune import FinetuneSettings
 from scenimefy.runs import RunSettings
 from scenimefy.selection import SelectSettings
 from scenimefy.pretrain import PretrainSettings
-from scenimefy.semisup import SemisupSettings, TermWeights
+from scenimefy.semisup import SemisupSettings, _TermWeights
 from scenimefy.teachers import ClipSettings, SegmenterSettings
 
 CLASSES = [AblateSettings, BakeSettings, BaselineSettings, ClipSettings, DemoSettings, FinetuneSettings, PretrainSettings,
-           RunSettings, SegmenterSettings, SelectSettings, SemisupSettings, TermWeights]
+           RunSettings, SegmenterSettings, SelectSettings, SemisupSettings, _TermWeights]
 
 PAPER = {
     'FinetuneSettings': dict(

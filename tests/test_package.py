@@ -52,9 +52,9 @@ def test_wheel_works_outside_the_repository(wheel, tmp_path):
     from PIL import Image
     Image.new('RGB', (33, 21), 'gray').save(tmp_path/'photo.png')
     code = ('import scenimefy, sys; from pathlib import Path; from scenimefy.cli import main; '
-            'from scenimefy.doctor import bundled_findings; '
+            'from scenimefy.doctor import _bundled_findings; '
             f'assert Path(scenimefy.__file__).is_relative_to({str(site)!r}), scenimefy.__file__; '
-            'found = bundled_findings(); assert len(found) == 5 and {m for m, *_ in found} == {"ok"}, found; '
+            'found = _bundled_findings(); assert len(found) == 5 and {m for m, *_ in found} == {"ok"}, found; '
             'sys.argv = "scenimefy stylize photo.png -o out --weights tiny --device cpu".split(); main()')
     env = dict(os.environ, PYTHONPATH=str(site), PYTHONSAFEPATH='1')
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True)

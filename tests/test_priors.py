@@ -26,12 +26,12 @@ def world(n=2, style='photo', size=64): return render(range(HELD_OUT, HELD_OUT +
 @functools.cache
 def real_clip():
     from open_clip import get_tokenizer
-    return P.Clip(P.fresh(P.vit_b32_net), 224, get_tokenizer('ViT-B-32-quickgelu'))
+    return P.Clip(P.fresh(P._vit_b32_net), 224, get_tokenizer('ViT-B-32-quickgelu'))
 
 
 @functools.cache
 def real_vgg():
-    features = P.fresh(P.vgg19_features)
+    features = P.fresh(P._vgg19_features)
     for layer in features:
         if isinstance(layer, nn.Conv2d): nn.init.kaiming_normal_(layer.weight)
     return P.VggDistance(features)
@@ -45,7 +45,7 @@ def real_lpips():
         return P.LpipsDistance(P.fresh(lambda: lpips.LPIPS(net='vgg', pnet_rand=True, verbose=False)))
 
 
-def real_segmenter(): return P.Segmenter(P.fresh(P.swin_b_net), [f'class {k}' for k in range(150)])
+def real_segmenter(): return P.Segmenter(P.fresh(P._swin_b_net), [f'class {k}' for k in range(150)])
 
 
 # ---- one contract; the real architectures hold random numbers ----
@@ -121,7 +121,7 @@ def test_segmenter_contract(make, queries, classes):
 
 def test_real_sizes():
     from torchvision.models import vgg19
-    with torch.device('meta'): clip, vgg = P.vit_b32_net(), vgg19()                # shapes, no memory
+    with torch.device('meta'): clip, vgg = P._vit_b32_net(), vgg19()                # shapes, no memory
     assert sum(p.numel() for p in clip.parameters()) == 151_277_313
     net = real_vgg().net
     assert [str(m) for m in net] == [str(m) for m in vgg.features[:26]]
@@ -257,8 +257,8 @@ class Times4(nn.Module):
 def test_every_caption_of_the_world_can_be_read():
     texts = captions(range(2000))
     ids = P.tokenize(texts)
-    assert ids.shape == (2000, P.LENGTH) and (ids.max(1).values == P.END).all()
-    assert ((ids == P.END).sum(1) == 1).all()
+    assert ids.shape == (2000, P._LENGTH) and (ids.max(1).values == P._END).all()
+    assert ((ids == P._END).sum(1) == 1).all()
     assert len(torch.unique(ids, dim=0)) == len(set(texts))  # different captions stay different
     for text, why in (('a landscape with a castle', 'castle'), ('lake '*12, 'at most')):
         with pytest.raises(UserError, match=why): P.tokenize([text])
@@ -309,7 +309,7 @@ def test_half_precision_round_trip(tmp_path):
     net = nn.Sequential(nn.Linear(40, 30), nn.BatchNorm1d(30))
     P.save_half(net, tmp_path/'n.safetensors', kind='test', steps=3)
     back = nn.Sequential(nn.Linear(40, 30), nn.BatchNorm1d(30))
-    P.fill_from(back, tmp_path/'n.safetensors')
+    P._fill_from(back, tmp_path/'n.safetensors')
     for p, q in zip(net.parameters(), back.parameters()):
         assert torch.equal(p.half().float(), q) and (p - q).abs().max() <= 2**-11*p.abs().max() + 1e-7
     assert P.read_header(tmp_path/'n.safetensors') == dict(kind='test', steps='3')
@@ -371,7 +371,7 @@ def test_vgg_file(tmp_path, monkeypatch):
     "A file in torchvision's layout fills the features, the classifier is left out, a hole is noticed."
     path = tmp_path/'v.pth'
     small = lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3))
-    monkeypatch.setattr(P, 'vgg19_features', small)
+    monkeypatch.setattr(P, '_vgg19_features', small)
     monkeypatch.setattr(P, 'fetch', lambda name: {'vgg19': path}[name])
     tensors = {f'features.{k}': v for k, v in small().state_dict().items()}
     torch.save({**tensors, 'classifier.0.weight': torch.zeros(2, 2)}, path,
@@ -388,7 +388,7 @@ def ade(tmp_path, monkeypatch):
     config = Mask2FormerConfig(**{**P.tiny_segmenter_net().config.to_dict(), 'label2id': None,
                                   'id2label': {k: {2: 'sky'}.get(k, f'class {k}') for k in range(150)}})
     P.fresh(lambda: Mask2FormerForUniversalSegmentation(config)).save_pretrained(tmp_path/'ade')
-    monkeypatch.setattr(P, 'ADE20K', str(tmp_path/'ade'))
+    monkeypatch.setattr(P, '_ADE20K', str(tmp_path/'ade'))
     return tmp_path/'ade'/'model.safetensors'
 
 
@@ -453,7 +453,7 @@ def test_training_is_a_function_of_its_seed(train, cfg, tmp_path):
                          ids=['clip', 'segmenter'])
 def test_killed_training_goes_on(train, cfg, tmp_path, monkeypatch):
     "Four steps are two, a kill in the third, and two more; the caller's random numbers stay."
-    monkeypatch.setattr(T, 'KEEP_EVERY', 2)
+    monkeypatch.setattr(T, '_KEEP_EVERY', 2)
     four, keep, second = cfg.but(steps=4), tmp_path/'state.safetensors', []
     train(tmp_path/'whole.safetensors', four)
     def killed(log):
@@ -471,7 +471,7 @@ def test_killed_training_goes_on(train, cfg, tmp_path, monkeypatch):
 
 
 def test_state_of_another_training_is_not_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr(T, 'KEEP_EVERY', 1)
+    monkeypatch.setattr(T, '_KEEP_EVERY', 1)
     keep, steps = tmp_path/'state.safetensors', []
     def killed(log): raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): T.train_segmenter(tmp_path/'s.safetensors', SEG, killed, keep=keep)
@@ -503,15 +503,15 @@ def test_contrast():
     match[torch.arange(6), torch.tensor([0, 1, 2, 3, 0, 2])] = True
     rows = sum(-z[i].log_softmax(0)[match[i]].mean() for i in range(6))/6
     cols = sum(-z[:, j].log_softmax(0)[match[:, j]].mean() for j in range(4))/4
-    torch.testing.assert_close(T.contrast(z.float(), match).double(), (rows + cols)/2, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(T._contrast(z.float(), match).double(), (rows + cols)/2, atol=1e-6, rtol=1e-6)
     best = torch.where(match, 50., -50.)
     floor = (np.log(2) + 0 + np.log(2) + 0)/4/2  # two captions have two images each
-    assert abs(T.contrast(best, match).item() - floor) < 1e-6
+    assert abs(T._contrast(best, match).item() - floor) < 1e-6
 
 
 def test_pieces_are_crops():
     x = world(1)
-    cut = T.pieces(x, torch.tensor([[.25, .5, .25]]))                              # 16 px, enlarged to 64
+    cut = T._pieces(x, torch.tensor([[.25, .5, .25]]))                              # 16 px, enlarged to 64
     want = F.interpolate(x, scale_factor=4, mode='bicubic', align_corners=False)[..., 128:192, 64:128]
     torch.testing.assert_close(cut, want, atol=1e-4, rtol=1e-4)
 
@@ -525,11 +525,11 @@ def test_segmenter_loss_wants_the_truth():
         if k == 3: continue
         cls[:, k, 7], cls[:, k, k] = -15., 15.
         masks[:, k] = torch.where(truth == k, 15., -15.)
-    perfect = sum(T.segmenter_loss(cls, masks, truth).values())
+    perfect = sum(T._segmenter_loss(cls, masks, truth).values())
     assert perfect < 1e-3
     for change in (lambda: cls[:, 3].copy_(cls[:, 2]), lambda: masks[:, 0].neg_()):
         change()
-        worse = sum(T.segmenter_loss(cls, masks, truth).values())
+        worse = sum(T._segmenter_loss(cls, masks, truth).values())
         assert worse > perfect + .5
 
 
@@ -550,7 +550,7 @@ def test_teach_goes_down_by_the_scheduled_step_size(slope):
     def losses(step):
         place.append(net.weight.item())
         return dict(a=slope(step)*net.weight.sum())
-    T.teach(net, Lesson(10), losses, torch.Generator())
+    T._teach(net, Lesson(10), losses, torch.Generator())
     for t in range(10):
         size = .1*min((t + 1)/2, .5 + .5*np.cos(np.pi*t/10) + .01)
         want.append(want[-1]*(1 - .02*size) - size)  # a little decay, and the step
@@ -558,14 +558,14 @@ def test_teach_goes_down_by_the_scheduled_step_size(slope):
 
 
 def test_factor_rises_for_a_hundred_steps_and_falls_to_a_hundredth():
-    assert [T.factor(t, 10_000) for t in (0, 49, 99)] == [.01, .5, 1.]
-    assert T.factor(5000, 10_000) == pytest.approx(.51)
-    assert T.factor(9999, 10_000) == pytest.approx(.01, abs=1e-6)
-    assert T.factor(0, 6) == 1.  # a lesson has no time to rise
+    assert [T._factor(t, 10_000) for t in (0, 49, 99)] == [.01, .5, 1.]
+    assert T._factor(5000, 10_000) == pytest.approx(.51)
+    assert T._factor(9999, 10_000) == pytest.approx(.01, abs=1e-6)
+    assert T._factor(0, 6) == 1.  # a lesson has no time to rise
 
 
 def test_squares_lie_anywhere_inside():
-    left, top, side = T.squares(3000, lambda u: .2 + .4*u, torch.Generator().manual_seed(0)).numpy().T
+    left, top, side = T._squares(3000, lambda u: .2 + .4*u, torch.Generator().manual_seed(0)).numpy().T
     assert left.min() >= 0 and top.min() >= 0 and max((left + side).max(), (top + side).max()) <= 1
     x, y = left/(1 - side), top/(1 - side)  # each anywhere between 0 and 1
     for t in (x, y, side/.4 - .5): assert abs(t.mean() - .5) < .03 and abs(t.std() - 12**-.5) < .02
@@ -574,11 +574,11 @@ def test_squares_lie_anywhere_inside():
 
 def test_disturbed_blurs_some_and_tints_all_a_little():
     draw = torch.Generator().manual_seed(0)
-    gray = T.disturbed(torch.zeros(600, 3, 4, 4), draw)
+    gray = T._disturbed(torch.zeros(600, 3, 4, 4), draw)
     assert (gray == gray[..., :1, :1]).all() and gray.abs().max() <= .05 and abs(gray.mean()) < .003
     assert gray.std() > .025
     board = (torch.arange(10)[:, None] + torch.arange(10)) % 2*2. - 1  # blurred wholly, a ninth of it is left
-    seen = T.disturbed(board.expand(600, 3, 10, 10), draw)[:, 0, 4:6, 4:6]
+    seen = T._disturbed(board.expand(600, 3, 10, 10), draw)[:, 0, 4:6, 4:6]
     contrast = (seen.amax((1, 2)) - seen.amin((1, 2)))/2
     blurred = contrast < .85  # lighter or darker is at least .9
     assert .18 < blurred.float().mean() < .32 and contrast[~blurred].min() > .85
@@ -588,7 +588,7 @@ def test_disturbed_blurs_some_and_tints_all_a_little():
 
 def test_scenes_of_all_three_mixes_are_drawn():
     "Sixty-four at a time: any, then what photos tend to show, then what anime does; the seeds go on."
-    seen = T.drawn(130, first=1000)
+    seen = T._drawn(130, first=1000)
     parts = ((range(1000, 1064), 'any'), (range(1064, 1128), 'photo'), (range(1128, 1130), 'anime'))
     assert seen['text'] == [text for seeds, mix in parts for text in captions(scenes(seeds, mix))]
     assert seen['photo'].shape == seen['anime'].shape == (130, 3, 64, 64)
@@ -601,8 +601,8 @@ def test_mirrored_pictures_have_mirrored_labels(tmp_path, monkeypatch):
     Layers are averaged."""
     kinds = torch.randint(0, 7, (40, 64, 64), generator=torch.Generator().manual_seed(0))
     picture = (kinds*20)[:, None].expand(-1, 3, -1, -1).byte()
-    monkeypatch.setattr(T, 'drawn', lambda *a, **k: dict(photo=picture, anime=picture, labels=kinds.byte()))
-    monkeypatch.setattr(T, 'disturbed', lambda x, draw: x)
+    monkeypatch.setattr(T, '_drawn', lambda *a, **k: dict(photo=picture, anime=picture, labels=kinds.byte()))
+    monkeypatch.setattr(T, '_disturbed', lambda x, draw: x)
     monkeypatch.setattr(T, 'segmenter_input', lambda x: x)
     monkeypatch.setattr(T, 'segmenter_scores', lambda *a: {})
     fed, turned, log = [], [], []
@@ -618,6 +618,6 @@ def test_mirrored_pictures_have_mirrored_labels(tmp_path, monkeypatch):
         turned.extend((t[None] != kinds).flatten(1).any(1).all().item() for t in truth)
         return dict(kind=classes.sum() + 2)
     monkeypatch.setattr(T, 'tiny_segmenter_net', Net)
-    monkeypatch.setattr(T, 'segmenter_loss', loss)
+    monkeypatch.setattr(T, '_segmenter_loss', loss)
     T.train_segmenter(tmp_path/'s.safetensors', SEG.but(steps=5, batch=6, scenes=40, lr=0.), log.append)
     assert .2 < np.mean(turned) < .8 and len(fed) == 5 and {h['kind'] for h in log} == {2.}

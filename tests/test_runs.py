@@ -19,7 +19,7 @@ import scenimefy.runs as runs
 from scenimefy.core import SettingsError, UserError, opt, seeded
 from scenimefy.data import ImageSet
 from scenimefy.runs import (CheckpointError, Diverged, RunSettings, Stopped, TrainingRun, checkpoints, descend, read_checkpoint,
-                            read_history, read_lines, restore, run_training, state_tensors, stop_signals, update_ema)
+                            read_history, _read_lines, restore, run_training, state_tensors, stop_signals, update_ema)
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def test_history_of_a_lost_life_is_dropped(photos, whole, tmp_path):
     for c in checkpoints(run)[1:]: c.unlink()                       # only step 8 of 9 is left
     log.write_text(log.read_text() + '{"step": 10, "lo')            # and a line that the crash cut short
     life(photos, run, resume=True)
-    assert [e['step'] for e in read_lines(log)] == list(range(1, 10)) and same(whole, run)
+    assert [e['step'] for e in _read_lines(log)] == list(range(1, 10)) and same(whole, run)
 
 
 def test_damaged_history_does_not_block(photos, whole, tmp_path):
@@ -237,7 +237,7 @@ def test_saved_after_ten_minutes_at_the_latest(photos, tmp_path, monkeypatch):
     cfg = TOY.but(save_every=1000, keep=20)
     life(photos, tmp_path/'a', cfg)
     assert [c.stem[-2:] for c in checkpoints(tmp_path/'a')] == ['09']
-    monkeypatch.setattr(runs, 'SAVE_SECONDS', -1)
+    monkeypatch.setattr(runs, '_SAVE_SECONDS', -1)
     life(photos, tmp_path/'b', cfg)
     assert len(checkpoints(tmp_path/'b')) == 9
 
@@ -264,7 +264,7 @@ def test_a_device_is_not_ignored_among_several_processes(photos, tmp_path, monke
     "Each process has its own card: a card of one's own choice is refused, the kind of device is not."
     class Two:
         num_processes, process_index, is_main_process, device = 2, 0, True, torch.device('cpu')
-    monkeypatch.setattr(runs, 'new_accelerator', lambda folder: Two())
+    monkeypatch.setattr(runs, '_new_accelerator', lambda folder: Two())
     monkeypatch.setattr(runs, 'pick_device', lambda name: torch.device('cpu' if name == 'auto' else name))
     for name in ('auto', 'cpu'): assert runs.Processes(tmp_path, name, 'fp32').device == torch.device('cpu')
     for name in ('cuda', 'cuda:1', 'cpu:0'):
@@ -426,7 +426,7 @@ def test_a_device_is_not_ignored_among_several_processes(photos, tmp_path, monke
     "Each process has its own card: a card of one's own choice is refused, the kind of device is not."
     class Two:
         num_processes, process_index, is_main_process, device = 2, 0, True, torch.device('cpu')
-    monkeypatch.setattr(runs, 'new_accelerator', lambda folder: Two())
+    monkeypatch.setattr(runs, '_new_accelerator', lambda folder: Two())
     monkeypatch.setattr(runs, 'pick_device', lambda name: torch.device('cpu' if name == 'auto' else name))
     for name in ('auto', 'cpu'): assert runs.Processes(tmp_path, name, 'fp32').device == torch.device('cpu')
     for name in ('cuda', 'cuda:1', 'cpu:0'):
@@ -437,7 +437,7 @@ def test_diverged_names_the_images_of_its_own_process(photos, tmp_path):
     "The second of two processes, batches of two: the first step shows it the third and fourth picture."
     r = LineRun(TOY, photos, tmp_path/'run')
     r.step, r.rank, r.world_size = 1, 1, 2
-    with pytest.raises(Diverged) as e: runs.look_at({'loss': float('nan')}, r)
+    with pytest.raises(Diverged) as e: runs._look_at({'loss': float('nan')}, r)
     named = [r.sets[0].files(p)[0].name in str(e.value) for p in range(5)]
     assert named == [False, False, True, True, False]
 

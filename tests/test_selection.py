@@ -19,7 +19,7 @@ from scenimefy.data import PairedSet, match_pairs
 from scenimefy.runs import Stopped
 from scenimefy.report import write_report
 from scenimefy.selection import (FolderPairs, SelectSettings, StyleganPairs, WorldPairs, agreement,
-                                 choose, digest, lbce_released, make_pairs, n_categories, nll, pair_files,
+                                 choose, digest, lbce_released, make_pairs, n_categories, nll, _pair_files,
                                  read_scores, recut, score_pairs, semantic_scores)
 from scenimefy.stylegan import Discriminator, Generator, save_stylegan
 
@@ -285,7 +285,7 @@ def test_finished_work_is_not_done_again_and_can_grow(tmp_path):
     with pytest.raises(SettingsError, match='less than the 20'):
         make_pairs(cfg(), source, Colors(), tmp_path/'p')
     kept = choose(read_scores(tmp_path/'p'), cfg(count=20))
-    lost = pair_files(tmp_path/'p', min(kept))[0]
+    lost = _pair_files(tmp_path/'p', min(kept))[0]
     lost.unlink()
     make_pairs(cfg(count=20), source, Colors(), tmp_path/'p')      # a lost file is drawn again
     assert lost.exists()
@@ -406,7 +406,7 @@ def test_recut_from_the_shell(tmp_path, monkeypatch):
     kept = [x['seed'] for x in lines if x['lbce'] < cut]
     assert [int(a.stem) for a, _ in match_pairs(tmp_path/'q')] == kept
     for s in kept:
-        for a, b in zip(pair_files(tmp_path/'p', s), pair_files(tmp_path/'q', s)):
+        for a, b in zip(_pair_files(tmp_path/'p', s), _pair_files(tmp_path/'q', s)):
             assert a.read_bytes() == b.read_bytes()
     back = command('--recut', tmp_path/'q', '-o', tmp_path/'r', *nets, '--max-lbce', 9)    # q lacks some
     assert back.exit_code == 0 and '6 of 6 pairs kept' in back.output, back.output

@@ -13,9 +13,9 @@ from PIL import Image
 import scenimefy.study as S
 from scenimefy.core import UserError, seeded
 from scenimefy.data import ImageError
-from scenimefy.study import (COLUMNS, CRITERIA, PAPER_METHODS, PAPER_TABLE_2, Booth, arrangement, bootstrap,
-                             cast, open_study, pending, questions, read_votes, shares, simulate, table_2, tabulate,
-                             voter_intervals, voters_needed, votes_file, wilson, winner_p)
+from scenimefy.study import (_COLUMNS, _CRITERIA, _PAPER_METHODS, _PAPER_TABLE_2, Booth, arrangement, bootstrap,
+                             _cast, open_study, _pending, _questions, read_votes, _shares, simulate, table_2, tabulate,
+                             voter_intervals, voters_needed, _votes_file, wilson, winner_p)
 
 
 def picture(key, size=(24, 16)):
@@ -69,7 +69,7 @@ def test_size_does_not_betray_a_method():
     small, large = picture('s', (90, 60)), picture('l', (1800, 1200))
     s = open_study([picture('p', (900, 600))], {'small': [small], 'large': [large]})
     sizes = {im.size for im in s.photos + s.pictures['small'] + s.pictures['large']}
-    assert sizes == {(S.SIDE, round(S.SIDE*2/3))}
+    assert sizes == {(S._SIDE, round(S._SIDE*2/3))}
     with pytest.raises(UserError, match='another shape'):
         open_study([picture('p', (90, 60))], {'a': [picture('p', (90, 60))], 'b': [picture('p', (60, 60))]})
 
@@ -98,8 +98,8 @@ def test_id_changes_with_every_part(study):
 # ---- order
 
 def test_everybody_is_asked_everything_in_an_order_of_their_own(study):
-    orders = {tuple(questions(study, f'v{i}')) for i in range(30)}
-    assert len(orders) > 15 and all(set(o) == {(n, c) for n in study.names for c in CRITERIA} for o in orders)
+    orders = {tuple(_questions(study, f'v{i}')) for i in range(30)}
+    assert len(orders) > 15 and all(set(o) == {(n, c) for n in study.names for c in _CRITERIA} for o in orders)
     orders = [arrangement(study, f'v{i}', n) for i in range(300) for n in study.names]
     places = np.array([[order.index(m) for m in study.methods] for order in orders])
     for m in range(3): assert np.abs(np.bincount(places[:, m])/1200 - 1/3).max() < .07
@@ -109,52 +109,52 @@ def test_everybody_is_asked_everything_in_an_order_of_their_own(study):
 # ---- the file
 
 def test_a_crash_at_any_byte_loses_at_most_the_vote_being_written(tmp_path, study):
-    path = votes_file(tmp_path, 'ada')
+    path = _votes_file(tmp_path, 'ada')
     lengths = [path.stat().st_size]
-    for name, c in questions(study, 'ada')[:3]:
-        cast(path, study, 'ada', name, c, 'u', 1.)
+    for name, c in _questions(study, 'ada')[:3]:
+        _cast(path, study, 'ada', name, c, 'u', 1.)
         lengths.append(path.stat().st_size)
     whole = path.read_bytes()
     for cut in range(lengths[0], len(whole) + 1):
         path.write_bytes(whole[:cut])
         kept = sum(n - 1 <= cut for n in lengths[1:])       # a line that lacks only its end is whole
         assert len(read_votes(path)) == kept
-        votes_file(tmp_path, 'ada')
+        _votes_file(tmp_path, 'ada')
         assert path.read_bytes() == whole[:lengths[kept]]
-        assert pending(study, 'ada', read_votes(path)) == questions(study, 'ada')[kept:]
+        assert _pending(study, 'ada', read_votes(path)) == _questions(study, 'ada')[kept:]
 
 
 def test_a_last_line_without_its_end_is_continued_on_a_new_line(tmp_path, study):
-    path = votes_file(tmp_path, 'ada')
-    (n0, c0), (n1, c1) = questions(study, 'ada')[:2]
-    cast(path, study, 'ada', n0, c0, 'u', 1.)
+    path = _votes_file(tmp_path, 'ada')
+    (n0, c0), (n1, c1) = _questions(study, 'ada')[:2]
+    _cast(path, study, 'ada', n0, c0, 'u', 1.)
     path.write_bytes(path.read_bytes()[:-1])
-    cast(votes_file(tmp_path, 'ada'), study, 'ada', n1, c1, 'v', 1.)
+    _cast(_votes_file(tmp_path, 'ada'), study, 'ada', n1, c1, 'v', 1.)
     assert [v['method'] for v in read_votes(path)] == ['u', 'v']
     path.write_bytes(path.read_bytes()[:-1] + b'\n' + 'aü,b'.encode()[:2])       # cut inside a letter
-    assert len(read_votes(path)) == 2 and votes_file(tmp_path, 'ada').read_bytes().endswith(b'Z\n')
+    assert len(read_votes(path)) == 2 and _votes_file(tmp_path, 'ada').read_bytes().endswith(b'Z\n')
 
 
 def test_odd_names_survive_the_file(tmp_path):
     odd = ['a,b', 'say "x"', 'ünï']
     s = open_study([picture('p')], {m: [picture(m)] for m in odd})
-    path = votes_file(tmp_path, 'José 2')
-    for (n, c), m in zip(questions(s, 'José 2'), odd): cast(path, s, 'José 2', n, c, m, .5)
+    path = _votes_file(tmp_path, 'José 2')
+    for (n, c), m in zip(_questions(s, 'José 2'), odd): _cast(path, s, 'José 2', n, c, m, .5)
     assert [v['method'] for v in read_votes(path)] == odd
-    assert next(csv.reader(open(path, encoding='utf8'))) == COLUMNS
+    assert next(csv.reader(open(path, encoding='utf8'))) == _COLUMNS
 
 
 @pytest.mark.parametrize('name', [
     '', ' ', '../x', 'a/b', 'a\\b', '.hidden', '=1+1', 'x'*41, 'a\nb', 'end ', '-x'])
 def test_names_that_are_no_file_names_are_refused(tmp_path, name):
-    with pytest.raises(UserError, match='no name for a voter'): votes_file(tmp_path, name)
+    with pytest.raises(UserError, match='no name for a voter'): _votes_file(tmp_path, name)
     assert not list(tmp_path.iterdir())
 
 
 def test_two_voters_merge_and_copies_count_once(tmp_path, study):
     for who in ('ada', 'ben'):
-        path = votes_file(tmp_path/'one', who)
-        for n, c in questions(study, who): cast(path, study, who, n, c, 'v', 1.)
+        path = _votes_file(tmp_path/'one', who)
+        for n, c in _questions(study, who): _cast(path, study, who, n, c, 'v', 1.)
     (tmp_path/'two').mkdir()
     (tmp_path/'two'/'copy.csv').write_bytes((tmp_path/'one'/'ada.csv').read_bytes())
     votes = read_votes([tmp_path/'one', tmp_path/'two'/'copy.csv'])
@@ -162,9 +162,9 @@ def test_two_voters_merge_and_copies_count_once(tmp_path, study):
 
 
 def test_two_people_under_one_name_are_noticed(tmp_path, study):
-    n, c = questions(study, 'ada')[0]
+    n, c = _questions(study, 'ada')[0]
     for folder, method in (('one', 'u'), ('two', 'v')):
-        cast(votes_file(tmp_path/folder, 'ada'), study, 'ada', n, c, method, 1.)
+        _cast(_votes_file(tmp_path/folder, 'ada'), study, 'ada', n, c, method, 1.)
     with pytest.raises(UserError, match="'ada' answered .* twice"):
         read_votes([tmp_path/'one', tmp_path/'two'])
 
@@ -174,7 +174,7 @@ def test_files_of_another_kind(tmp_path):
     with pytest.raises(UserError, match='no file of votes'): read_votes(tmp_path)
     (tmp_path/'x.csv').write_text('')
     with pytest.raises(UserError, match='no file of votes'): read_votes(tmp_path/'x.csv')
-    (tmp_path/'x.csv').write_text(','.join(COLUMNS) + '\n1,2\n')
+    (tmp_path/'x.csv').write_text(','.join(_COLUMNS) + '\n1,2\n')
     with pytest.raises(UserError, match='damaged line'): read_votes(tmp_path/'x.csv')
     with pytest.raises(UserError, match='cannot be read'): read_votes(tmp_path/'none.csv')
     (tmp_path/'x.csv').write_bytes(b'\xff\xfe\n')
@@ -184,14 +184,14 @@ def test_files_of_another_kind(tmp_path):
 def test_a_photo_whose_name_is_no_text(tmp_path, study):
     name = os.fsdecode(b'caf\xe9')
     odd = S.Study((name,), study.photos[:1], {m: ims[:1] for m, ims in study.pictures.items()}, 0)
-    cast(votes_file(tmp_path, 'ada'), odd, 'ada', name, 'style', odd.methods[0], 1.)
+    _cast(_votes_file(tmp_path, 'ada'), odd, 'ada', name, 'style', odd.methods[0], 1.)
     assert [v['photo'] for v in read_votes(tmp_path)] == [name]
 
 
 def test_voters_at_the_same_time(tmp_path, study):
     def vote(who):
-        path = votes_file(tmp_path, who)
-        for n, c in questions(study, who): cast(path, study, who, n, c, 'w', 1.)
+        path = _votes_file(tmp_path, who)
+        for n, c in _questions(study, who): _cast(path, study, who, n, c, 'w', 1.)
     threads = [threading.Thread(target=vote, args=(f'v{i}',)) for i in range(8)]
     for t in threads: t.start()
     for t in threads: t.join()
@@ -242,7 +242,7 @@ def test_a_full_disk_keeps_the_question(tmp_path, study, monkeypatch):
     def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
     before = booth.waiting[0]
     with monkeypatch.context() as m:
-        m.setattr(S, 'cast', full)
+        m.setattr(S, '_cast', full)
         booth.buttons[0].click()
     assert booth.waiting[0] == before and 'No space' in booth.trouble.value and booth.bar.value == 0
     booth.buttons[0].click()
@@ -252,7 +252,7 @@ def test_a_full_disk_keeps_the_question(tmp_path, study, monkeypatch):
 def test_booth_goes_on_and_does_not_mix_studies(tmp_path, study):
     booth = Booth(study, 'eve', tmp_path, pause=0)
     for _ in range(5): booth.buttons[0].click()
-    assert Booth(study, 'eve', tmp_path).waiting == questions(study, 'eve')[5:]
+    assert Booth(study, 'eve', tmp_path).waiting == _questions(study, 'eve')[5:]
     other = open_study(study.photos, study.pictures, seed=9)
     assert len(Booth(other, 'eve', tmp_path).waiting) == 12
     assert len(Booth(study, 'mia', tmp_path).waiting) == 12
@@ -294,7 +294,7 @@ def test_wilson_against_scipy():
 def test_shares_of_several_tables_at_once():
     "Two tables of three ballots: votes are added over ballots, not over tables; no vote at all is no share."
     counts = np.array([[[1, 0], [1, 0], [0, 2]], [[0, 0], [0, 3], [1, 0]], [[0, 0]]*3])
-    assert shares(counts).tolist() == [[.5, .5], [.25, .75], [0, 0]]
+    assert _shares(counts).tolist() == [[.5, .5], [.25, .75], [0, 0]]
 
 
 def test_bootstrap_matches_its_theory():
@@ -318,7 +318,7 @@ def test_an_interval_is_never_a_point(study):
     low, high = bootstrap(c)
     assert np.allclose(voter_intervals(c)[1:], [[*low[:2], 0], [*high[:2], none_of_12]])
     with pytest.raises(UserError, match='at least 2 voters'): voter_intervals(c[:1])
-    one = [dict(study=study.id, voter='a', photo='000', criterion=k, method='u') for k in CRITERIA]
+    one = [dict(study=study.id, voter='a', photo='000', criterion=k, method='u') for k in _CRITERIA]
     with pytest.raises(UserError, match='at least 2 voters'): table_2(one, study.methods)
     two = one + [dict(v, voter='b') for v in one]
     assert table_2(two, study.methods)[0][:2] == ['style', f'1.000 [{wilson(2, 2)[0]:.2f}, 1.00]']
@@ -362,12 +362,12 @@ def test_winner_does_not_depend_on_names():
 
 def test_unfinished_ballots_count_with_what_they_hold(tmp_path, study):
     for i, stop in enumerate((12, 5, 1)):
-        path = votes_file(tmp_path, f'v{i}')
-        for n, c in questions(study, f'v{i}')[:stop]: cast(path, study, f'v{i}', n, c, 'u', 1.)
+        path = _votes_file(tmp_path, f'v{i}')
+        for n, c in _questions(study, f'v{i}')[:stop]: _cast(path, study, f'v{i}', n, c, 'u', 1.)
     votes = read_votes(tmp_path)
     asked = {v['criterion'] for v in votes}
     assert sum(tabulate(votes, c, study.methods).sum() for c in asked) == 18
-    assert shares(tabulate(votes, 'style', study.methods).sum(1)).tolist() == [1., 0., 0.]
+    assert _shares(tabulate(votes, 'style', study.methods).sum(1)).tolist() == [1., 0., 0.]
 
 
 def test_a_table_holds_the_voters_and_photos_of_its_own_question(study):
@@ -411,7 +411,7 @@ def test_voters_needed_refuses(name, value):
 
 
 def test_paper_table_is_three_hundred_votes_each():
-    for row in PAPER_TABLE_2.values():
+    for row in _PAPER_TABLE_2.values():
         counts = [round(300*x) for x in row]
-        assert len(row) == len(PAPER_METHODS) and sum(counts) == 300
+        assert len(row) == len(_PAPER_METHODS) and sum(counts) == 300
         assert np.abs(np.array(counts)/300 - row).max() <= .0005

@@ -16,7 +16,7 @@ from scenimefy.runs import Stopped, checkpoints, read_history
 from scenimefy.stylegan import (Blur, Discriminator, Generator, ModulatedConv2d, check_batch, draw_styles,
                                 grow, load_discriminator, load_stylegan, minibatch_deviation, mix_styles,
                                 read_stylegan, save_stylegan, upfirdn2d)
-from scenimefy.weights import BUNDLED, WeightsError
+from scenimefy.weights import _BUNDLED, WeightsError
 from tape import Tape, slopes
 
 PLAN = {4: 12, 8: 12, 16: 8, 32: 6}
@@ -209,7 +209,7 @@ def test_files_that_do_not_fit(tmp_path, states):
     with pytest.raises(WeightsError, match='web page'): load_stylegan(tmp_path/'page.pt')
 
 
-@pytest.mark.parametrize('name', list(BUNDLED['stylegan']))
+@pytest.mark.parametrize('name', list(_BUNDLED['stylegan']))
 def test_bundled(name):
     net = load_stylegan(name)
     z = torch.randn(16, net.style_dim, generator=seeded('t'))

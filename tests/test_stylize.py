@@ -125,9 +125,9 @@ def test_quick_network_is_the_same_network():
 
 
 def test_too_large_for_memory(net, monkeypatch):
-    monkeypatch.setattr(S, 'memory_free', lambda device: 10_000)
+    monkeypatch.setattr(S, '_memory_free', lambda device: 10_000)
     with pytest.raises(UserError, match='GiB'): stylize(photo(64, 64), net)
-    monkeypatch.setattr(S, 'memory_free', lambda device: None)
+    monkeypatch.setattr(S, '_memory_free', lambda device: None)
     assert stylize(photo(64, 64), net).size == (64, 64)
 
 

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 import scenimefy.translator
-from scenimefy.translator import (TAPS, BlurDown, PatchCritic, PatchHeads, ResnetGenerator, blur_pools,
-                                  columns, count_parameters, field_side, footprint, init_weights,
+from scenimefy.translator import (TAPS, BlurDown, PatchCritic, PatchHeads, ResnetGenerator, _blur_pools,
+                                  _columns, count_parameters, _field_side, footprint, init_weights,
                                   instance_norm, output_side,
                                   released_side, sample_ids, save_translator, tap_channels, tap_shapes)
 
@@ -169,8 +169,8 @@ def test_half_precision_file(tmp_path):
 
 def test_receptive_fields():
     G = ResnetGenerator(ngf=2)
-    assert [field_side(footprint(G.model[:t+1], size=128)) for t in TAPS] == [1, 9, 15, 35, 99]
-    assert field_side(footprint(PatchCritic(ndf=2).model, size=128)) == 84
+    assert [_field_side(footprint(G.model[:t+1], size=128)) for t in TAPS] == [1, 9, 15, 35, 99]
+    assert _field_side(footprint(PatchCritic(ndf=2).model, size=128)) == 84
 
 
 @pytest.mark.parametrize('make,channels', [(lambda: ResnetGenerator(ngf=2, n_blocks=1), 3),
@@ -236,7 +236,7 @@ def test_blur_down_gradient(size, layout):
     down = LiteralDown(3)
     mine, literal = BlurDown.apply(x, down.filt), down(x)
     torch.testing.assert_close(mine, literal)
-    torch.testing.assert_close(blur_pools(x), literal)
+    torch.testing.assert_close(_blur_pools(x), literal)
     w = torch.randn_like(mine)
     torch.testing.assert_close(torch.autograd.grad(mine, x, w)[0], torch.autograd.grad(literal, x, w)[0])
 
@@ -297,7 +297,7 @@ def test_columns_and_their_gradient():
     ids, w = torch.tensor([0, 11, 23, 11]), torch.randn(2, 4, 5)
     for layout in LAYOUTS:
         f = torch.randn(2, 5, 4, 6).contiguous(memory_format=layout).requires_grad_()
-        got = columns(f, ids)
+        got = _columns(f, ids)
         for s, i in enumerate(ids): torch.testing.assert_close(got[:, s], f[:, :, i//6, i % 6])
         naive = torch.stack([f[:, :, i//6, i % 6] for i in ids], 1)
         torch.testing.assert_close(torch.autograd.grad(got, f, w)[0], torch.autograd.grad(naive, f, w)[0])

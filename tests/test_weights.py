@@ -315,13 +315,13 @@ def test_server_that_names_no_length_or_too_much(unpinned, home, monkeypatch):
     unpinned.mode = 'nolength'
     with pytest.raises(WeightsError, match='unknown number'): fetch('toy')
     unpinned.mode = 'range'
-    monkeypatch.setattr(W, 'LARGEST', 1000)
+    monkeypatch.setattr(W, '_LARGEST', 1000)
     with pytest.raises(WeightsError, match='at most 1,000'): fetch('toy')
     assert not (home/'toy.pt').exists()
 
 
 def test_the_largest_file_is_still_taken(unpinned, home, monkeypatch):
-    monkeypatch.setattr(W, 'LARGEST', len(unpinned.data))
+    monkeypatch.setattr(W, '_LARGEST', len(unpinned.data))
     assert fetch('toy').read_bytes() == unpinned.data
 
 
@@ -377,10 +377,10 @@ def test_two_programs_in_one_file(tmp_path):
 
 def test_names_belong_to_a_kind():
     files = dict(translator='tiny', stylegan='stylegan', clip='clip', segmenter='segmenter')
-    assert {kind: find_weights('tiny', kind).stem for kind in W.BUNDLED} == files
+    assert {kind: find_weights('tiny', kind).stem for kind in W._BUNDLED} == files
     assert find_weights('tiny', 'clip').parent == W.PACKAGE
     with pytest.MonkeyPatch.context() as m:
-        m.setitem(W.BUNDLED['stylegan'], 'lost', 'lost.safetensors')
+        m.setitem(W._BUNDLED['stylegan'], 'lost', 'lost.safetensors')
         with pytest.raises(WeightsError, match='install scenimefy again'): find_weights('lost', 'stylegan')
     for name, kind in (('shinkai', 'stylegan'), ('lhq', 'translator')):
         with pytest.raises(WeightsError, match='no such file'): find_weights(name, kind)

@@ -12,7 +12,7 @@ def test_hash_against_plain_integers():
         for _ in range(2): x = ((x ^ (x >> 16))*0x45d9f3b) % 2**32
         return x ^ (x >> 16)
     xs = [0, 1, 2, 12345, 2**31, 2**32 - 1]
-    assert W.hash32(torch.tensor(xs)).tolist() == [plain(x) for x in xs]
+    assert W._hash32(torch.tensor(xs)).tolist() == [plain(x) for x in xs]
 
 @pytest.mark.parametrize('seed', [-1, -2**62, 2**31, 2**32 + 5, 2**62])
 def test_any_integer_is_a_seed(seed):
@@ -22,7 +22,7 @@ def test_any_integer_is_a_seed(seed):
 def test_bytes_are_stored():
     ids = [1, 2, 3, W.HELD_OUT + 4]   # seeds and size differ from those in the notebook
     found = [digest(W.to_uint8(W.render(ids, 48, style))) for style in W.STYLES]
-    found += [digest(W.labels(ids, 48).to(torch.uint8)), digest(W.rand(torch.tensor(ids), 'x', 5))]
+    found += [digest(W.labels(ids, 48).to(torch.uint8)), digest(W._rand(torch.tensor(ids), 'x', 5))]
     assert found == ['d26156515906a339', 'cbb129a6fda1301b', '2608f55c8bbaece2', '06ecd505225e7daf']
 
 def test_bytes_do_not_depend_on_process_threads_or_vector_instructions():
@@ -80,7 +80,7 @@ def test_labels_follow_the_rules():
 def test_trees_stand_on_dry_ground():
     s = W.scenes(range(3000))
     for k in range(2):
-        centre, half = W.course_at(s.course[:, k], s.objects[..., 2])
+        centre, half = W._course_at(s.course[:, k], s.objects[..., 2])
         wet = (s.objects[..., 0] > 0) & (half > 0) & ((s.objects[..., 1] - centre).abs() < half)
         assert not wet.any()
     shore = s.lake[:, None]
@@ -150,7 +150,7 @@ def test_errors_say_what_to_do(call, text, tmp_path, monkeypatch):
 
 def test_wave_and_noise_stay_in_range():
     t = torch.linspace(-3, 3, 1201)
-    assert (W.wave(t) - torch.sin(2*math.pi*t)).abs().max() < .06
-    table = W.rand(torch.arange(3), 'table', 32, 32)
-    n = W.value_noise(table, torch.rand(1, 20, 30)*90 - 40, torch.rand(1, 20, 30)*90 - 40)
+    assert (W._wave(t) - torch.sin(2*math.pi*t)).abs().max() < .06
+    table = W._rand(torch.arange(3), 'table', 32, 32)
+    n = W._value_noise(table, torch.rand(1, 20, 30)*90 - 40, torch.rand(1, 20, 30)*90 - 40)
     assert n.min() >= 0 and n.max() <= 1 and n.shape == (3, 20, 30)
