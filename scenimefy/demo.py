@@ -352,7 +352,7 @@ def _losses_html(stage1:dict, stage3:dict) -> Markup: # of `_read_losses`
 # %% ../nbs/14b_demo.ipynb #exp-endsection
 _TOY = ('The world is drawn by a program: seven kinds of things, no people, no cities, no cameras.',
         'All networks are small and see 64 px instead of 256: the generators, the segmenter, the '
-        'and the CLIP that holds the scene. All of them were trained by us on drawn pictures.',
+        'translators, and the CLIP that holds the scene. All of them were trained by us on drawn pictures.',
         'Stage 1 and Stage 3 ran for a minute together; the paper trains Stage 3 for 1.8 million steps.',
         'The bundled translator went through the same stages on the same kind of data, with more time.')
 

@@ -139,7 +139,8 @@ def _agree(lines, seeds) -> str:
 
 # %% ../nbs/08b_report.ipynb #exp-report
 _BLIND = Markup('The scores compare label maps. Whether the anime is <i>anime</i>, its colors and its time '
-                'of day do not enter: a pair that holds the same photo twice would get the best score of all.')
+                'of day do not enter: a pair that holds the same photo twice would get the best score of '
+                'all.')
 
 def write_report(folder,            # of `make_pairs`
                  source, segmenter, # as given to it: rejected pairs are drawn again from their seeds

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 import scenimefy
-from scenimefy.front import FRONT, Entry, explained
+from scenimefy.front import FRONT, Entry, explained, session
 
 
 def fresh(code):
@@ -38,15 +38,15 @@ def test_the_same_things_in_every_order_of_imports(first):
     "A module of the name stays a module, and can be called as its function."
     code = f'''
 import {first}
-from scenimefy import stylize, evaluate, finetune, pretrain, demo
+from scenimefy import stylize, evaluate, finetune, pretrain
 import scenimefy.stylize, scenimefy.evaluate as e
-for module in (stylize, evaluate, finetune, pretrain, demo):
+for module in (stylize, evaluate, finetune, pretrain):
     name = module.__name__.split('.')[1]
     print(callable(module), callable(getattr(module, name)), module is sys.modules[module.__name__])
 print(e is evaluate, callable(e.frechet_distance))
 '''
     lines = fresh('import sys' + code)
-    assert lines[:5] == ['True True True']*5 and lines[5] == 'True True'
+    assert lines[:4] == ['True True True']*4 and lines[4] == 'True True'
 
 
 def test_a_call_of_a_module_is_a_call_of_its_function(monkeypatch):
@@ -62,7 +62,7 @@ def test_an_unknown_name_is_an_error():
 def test_everything_is_explained():
     for name, thing in functions().items():
         text, entry = thing.__doc__, FRONT[name]
-        for part in (entry.raises, entry.example.strip()): assert part in text, name
+        for part in (entry.raises, session(entry.example)): assert part in text, name
         if hasattr(thing, 'PRESETS'):
             assert all(f'\n{f.name} = ' in text for f in dataclasses.fields(thing)), name
             continue
@@ -77,7 +77,7 @@ def test_parameters_bring_their_comments():
                 name='a', sure=False # both share a line
                ) -> list:      # of pictures
         "Paint."
-    text = explained(painted, Entry('painted', 'here', '`ValueError`', '>>> 1 + 1\n2'))
+    text = explained(painted, Entry('painted', 'here', '`ValueError`', '1 + 1  # → 2'))
     assert text == '''Paint.
 
 Parameters
@@ -110,7 +110,7 @@ def test_example(name, tmp_path, monkeypatch):
     "As a reader would try it: in an empty folder, without a network."
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('SCENIMEFY_OFFLINE', '1')
-    example = doctest.DocTestParser().get_doctest(FRONT[name].example, {}, name, None, 0)
+    example = doctest.DocTestParser().get_doctest(session(FRONT[name].example), {}, name, None, 0)
     assert len(example.examples) >= 2
     result = doctest.DocTestRunner().run(example)
     assert result.attempted and not result.failed
