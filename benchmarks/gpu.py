@@ -684,7 +684,6 @@ def finetune_speed(kit, precision, r1=False):
     nets = torch.nn.ModuleDict(dict(G=target_of(source, min(cfg.blocks, len(source.to_rgbs))), D=D))
     optims = {k: lazy_adam([p for p in net.parameters() if p.requires_grad], cfg.lr, 16) for k, net in nets.items()}
     source.requires_grad_(False)
-    amp = amp if precision == 'bf16' else None
     return timed(kit, lambda: finetune_step(nets, optims, real, source, Priors(), cfg, 0, amp=amp), len(real), 'images')
 
 
@@ -696,7 +695,7 @@ def gan_speed(kit, precision):
     cfg = PretrainSettings.preset('paper').but(r1_every=1, path_every=1)
     nets = SimpleNamespace(G=G, D=D, T=None)
     optims = dict(G=lazy_adam(G.parameters(), cfg.lr, 1), D=lazy_adam(D.parameters(), cfg.lr, 1))
-    mean, amp = torch.zeros((), device=kit.device), amp if precision == 'bf16' else None
+    mean = torch.zeros((), device=kit.device)
     return timed(kit, lambda: gan_step(nets, optims, real, cfg, 0, mean_path=mean, amp=amp), len(real), 'images')
 
 

@@ -144,7 +144,7 @@ def caught(monkeypatch):
     def catch(cfg, *a, **k):
         seen.append(cfg)
         return Path('w')
-    for name in ('semisup.train', 'stylegan.pretrain', 'finetune.finetune'):
+    for name in ('semisup.train', 'pretrain.pretrain', 'finetune.finetune'):
         monkeypatch.setattr(f'scenimefy.{name}', catch)
     def catch_pairs(cfg, *a):
         seen.append(cfg)

@@ -76,7 +76,7 @@ def test_both_stages_share_the_time(monkeypatch, tmp_path):
         given[name] = seconds
         if name == 'third': raise Enough
         return cfg
-    fakes = dict(fit_finetune=lambda *a: fit('first', *a), fit_train=lambda *a: fit('third', *a),
+    fakes = dict(_fit_finetune=lambda *a: fit('first', *a), _fit_train=lambda *a: fit('third', *a),
                  finetune=lambda *a, **k: 'made', StyleganPairs=lambda *a: None,
                  load_segmenter=lambda *a: None, make_pairs=lambda *a: None)
     for name, fake in fakes.items(): monkeypatch.setattr(D, name, fake)

@@ -40,7 +40,7 @@ def test_a_missing_package_is_broken(monkeypatch):
 def test_a_part_that_fails_is_a_finding(monkeypatch):
     def fail(): raise RuntimeError('no\nprocessor')
     for name in ('package', 'device', 'weights', 'speed'):
-        monkeypatch.setattr(look, f'{name}_findings', lambda: [])
+        monkeypatch.setattr(look, f'_{name}_findings', lambda: [])
     monkeypatch.setattr(look, '_host_findings', fail)
     heard = []
     report = look.doctor(say=lambda *part: heard.append(part))
