@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from scenimefy import bake as baking
-from scenimefy.bake import (_ABOUT, _GAN, _MEANING, _PHASES, RECIPES, BakeSettings, Kitchen, bake, _pair_scores,
+from scenimefy.bake import (_ABOUT, _GAN, _MEANING, _PHASES, _RECIPES, BakeSettings, Kitchen, bake, _pair_scores,
                             translator_scores, _write_card)
 from scenimefy.core import SettingsError, UserError
 from scenimefy.priors import load_clip, load_segmenter
@@ -25,7 +25,7 @@ LIMIT = 12*2**20
 
 
 def test_all_is_there_and_small():
-    files = [PACKAGE/f'{name}.safetensors' for name in RECIPES]
+    files = [PACKAGE/f'{name}.safetensors' for name in _RECIPES]
     assert len(files) == 5 and all(f.exists() for f in files)
     assert sum(f.stat().st_size for f in PACKAGE.iterdir()) <= LIMIT
     for f in files:
@@ -36,7 +36,7 @@ def test_all_is_there_and_small():
         assert 'settings' in about, f.name
 
 
-@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize('name', _RECIPES)
 def test_every_file_has_a_card(name):
     card = (PACKAGE/f'{name}.md').read_text()
     with safe_open(PACKAGE/f'{name}.safetensors', 'pt') as opened: about = opened.metadata()
@@ -187,7 +187,7 @@ def test_recipes_run_in_the_order_in_which_they_need_each_other(tmp_path, monkey
             save_file({'x': torch.zeros(1)}, k.out/f'{name}.safetensors', about)
             return {}
         return cook
-    monkeypatch.setattr(baking, 'RECIPES', {n: recipe(n) for n in RECIPES})
+    monkeypatch.setattr(baking, '_RECIPES', {n: recipe(n) for n in _RECIPES})
     assert list(bake(['tiny', 'stylegan', 'clip'], tmp_path)) == made == ['clip', 'stylegan', 'tiny']
 
 
@@ -226,7 +226,7 @@ def test_phases_train_with_the_widths_of_their_size(tmp_path, monkeypatch):
         seen.append((run.name, cfg, start))
         return run
     monkeypatch.setattr(baking, 'pretrain', pretrain)
-    with pytest.raises(Enough): RECIPES['stylegan'](Kitchen(tmp_path, BakeSettings.preset('lesson')))
+    with pytest.raises(Enough): _RECIPES['stylegan'](Kitchen(tmp_path, BakeSettings.preset('lesson')))
     resolutions = {16: 3, 32: 4, 64: 5}
     assert [(name, cfg.size, len(cfg.channels)) for name, cfg, _ in seen] == [
         (name, phase['size'], resolutions[phase['size']]) for name, phase in _PHASES.items()]
