@@ -178,8 +178,10 @@ def print_table(rows,         # rows of cells: texts, or `rich.text.Text` where 
                   title=title or None, title_justify='left', title_style='bold')
     for name in head or rows[0]: table.add_column(name if head else '', overflow='fold')
     for row in rows: table.add_row(*row)
-    width = None if sys.stdout.isatty() else 100_000    # None: that of the terminal
-    console = Console(width=width, markup=False, emoji=False, highlight=False, force_jupyter=False)
+    terminal = sys.stdout.isatty()
+    width = None if terminal else 100_000               # None: that of the terminal
+    console = Console(width=width, force_terminal=terminal, force_jupyter=False, markup=False, emoji=False,
+                      highlight=False)
     with console.capture() as drawn: console.print(table)
     lines = [line.rstrip() for line in drawn.get().splitlines()]
     print('\n'.join(lines), flush=True)       # who waits for the next part sees this one

@@ -86,6 +86,7 @@ def test_a_terminal_has_colors_and_its_width(monkeypatch):
 def test_a_pipe_has_whole_lines(monkeypatch, capsys):
     "What a script reads: one line per finding, no color, no spaces at the end."
     monkeypatch.setenv('COLUMNS', '40')
+    monkeypatch.setenv('FORCE_COLOR', '1')                              # as in a Jupyter kernel
     look.print_findings('weights', FOUND)
     assert capsys.readouterr().out == f'''
 weights
