@@ -52,7 +52,7 @@ class Moments:
 
     @property
     def cov(self) -> Tensor: # (D,D), unbiased
-        if self.n < 2: raise ValueError(f'{self.n} points have no covariance; it needs at least 2')
+        if self.n < 2: raise ValueError(f'{self.n} point(s) have no covariance; it needs at least 2')
         return self.scatter/(self.n - 1)
 
 # %% ../nbs/11_metrics.ipynb #eq-frechet
