@@ -150,9 +150,9 @@ def term_weights(cfg, epoch:int # 1…cfg.epochs
     for t in TERMS:
         lam = getattr(cfg, f'lam_{t.lam if isinstance(t.lam, str) else t.name}')
         weights[t.name] = lam*fade if t.branch == 'supervised' else lam
-    # hDCE and its identity half share one weight
-    weights['idt'] = weights['hdce']/2 if cfg.identity else 0.
-    weights['hdce'] -= weights['idt']
+    share = .5 if cfg.identity else 1.        # hDCE and its identity half share one weight
+    weights['hdce'] *= share
+    weights['idt'] *= 1 - share
     return weights
 
 # %% ../nbs/09_semisup.ipynb #exp-nets

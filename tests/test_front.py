@@ -105,6 +105,13 @@ Examples
 2'''
 
 
+def test_a_comment_behind_a_signature_of_one_line_is_about_the_result():
+    def sides(size:int) -> list: # of maps
+        "Sides."
+    text = explained(sides, Entry('sides', 'here', '`ValueError`', '1 + 1  # → 2'))
+    assert 'size : int\n\nReturns' in text and '-------\nof maps' in text
+
+
 @pytest.mark.parametrize('name', FRONT)
 def test_example(name, tmp_path, monkeypatch):
     "As a reader would try it: in an empty folder, without a network."

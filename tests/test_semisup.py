@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from scenimefy.core import SettingsError, seeded
 from scenimefy.runs import Diverged, checkpoints, read_history
-from scenimefy.semisup import Networks, SemisupSettings, draw_ids, fast_step, make_optimizers, plain_step, train
+from scenimefy.semisup import Networks, SemisupSettings, draw_ids, fast_step, make_optimizers, plain_step, train, without_branch
 from scenimefy.translator import TAPS, ResnetGenerator
 
 TOY = SemisupSettings.preset('tiny').but(size=16, load_size=20, ngf=4, n_blocks=5, ndf=4, n_layers=1, head_dim=8, n_patches=8,
@@ -110,6 +110,38 @@ def test_gradient_is_the_slope_of_the_loss():
     slope = (moved(1e-8) - moved(-1e-8))/2e-8
     predicted = sum((g*d).sum().item() for g, d in zip(grads['G'], direction))
     assert predicted == pytest.approx(slope, rel=1e-4)
+
+
+# ---- the table of terms
+
+def test_a_branch_is_switched_off_by_the_terms_that_are_on():
+    assert without_branch('unsupervised') == dict(lam_gan=0., lam_src=0., lam_hdce=0.)
+    assert without_branch('supervised') == dict(lam_gan_sup=0., lam_style=0.)
+
+
+def test_every_row_is_a_setting_a_weight_and_a_switch():
+    "One more weight above 0 adds one more term to the step, and nothing else; the identity half follows hDCE."
+    from scenimefy.semisup import TERMS, term_weights
+    nothing = without_branch('unsupervised') | without_branch('supervised')
+    base = TOY.but(lam_l1=1.).but(**nothing)
+    for t in TERMS:
+        if isinstance(t.lam, str): continue
+        cfg = base.but(**{f'lam_{t.name}': .5}, lam_l1=0.) if t.name != 'l1' else base.but(lam_l1=.5)
+        on = {name: w for name, w in term_weights(cfg, 1).items() if w}
+        assert on == ({'hdce': .25, 'idt': .25} if t.name == 'hdce' else {t.name: .5})
+        assert set(Networks(cfg).present()) == {'G', *t.nets}
+        halved = term_weights(cfg.but(epochs=2), 2)[t.name]
+        assert (halved == pytest.approx(.5*.5**.5)) == (t.branch == 'supervised')
+
+
+def test_nothing_is_recorded_for_keys():
+    "The memory that the fast step saves."
+    import contextlib
+    from scenimefy.semisup import FastView
+    batch = [torch.rand(1, 3, 16, 16, generator=seeded('keys', i))*2 - 1 for i in range(4)]
+    v = FastView(Networks(TOY), batch, draw_ids(TOY, 0), TOY, 1, None, contextlib.nullcontext, 'x y xp')
+    for queries, keys in (v.photo_rows, v.anime_rows, v.pair_rows):
+        assert all(q.requires_grad for q in queries) and not any(k.requires_grad for k in keys)
 
 
 # ---- a life cut short
