@@ -14,8 +14,8 @@ import scenimefy.study as S
 from scenimefy.core import UserError, seeded
 from scenimefy.data import ImageError
 from scenimefy.study import (COLUMNS, CRITERIA, PAPER_METHODS, PAPER_TABLE_2, Booth, arrangement, bootstrap,
-                             cast, open_study, pending, questions, read_votes, shares, simulate, table_2, tabulate,
-                             voter_intervals, voters_needed, votes_file, wilson, winner_p)
+                             cast, open_study, pending, questions, read_votes, shares, simulate, table_2,
+                             tabulate, voter_intervals, voters_needed, votes_file, wilson, winner_p)
 
 
 def picture(key, size=(24, 16)):
