@@ -5,8 +5,9 @@
 Without a file of weights a random one in the released layout is made: right for the arithmetic, the time and
 the memory, not for the value. Each side runs in its own process. Memory is sampled over the whole tree of
 processes, because pytorch-fid reads pictures in workers; PSS counts a page that several of them share once. A
-third process only imports torch and torchvision: what it takes, both sides take before they begin, so the memory
-above that is compared too. `python benchmarks/fid.py --n 2000` takes half an hour to hours on two cores.
+third process only imports torch and torchvision: what it takes, both sides take before they begin, so the
+memory above that is compared too. `python benchmarks/fid.py --n 2000` takes half an hour to hours on two
+cores.
 """
 import argparse
 import json
@@ -72,14 +73,15 @@ def measured(words, env):
     process = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     def watch():
         while process.poll() is None:
-            peak[:] = map(max, peak, memory(process.pid))
+            pss, rss = memory(process.pid)
+            peak[:] = max(peak[0], pss), max(peak[1], rss)
             time.sleep(.1)
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     out, err = process.communicate()
     seconds, spent = time.perf_counter() - start, os.times()
     if process.returncode: raise SystemExit(f'{words[:3]} failed:\n{err[-2000:]}')
-    value, = (float(line.split()[1]) for line in out.splitlines() if line.startswith('FID:'))
+    (value,) = [float(line.split()[1]) for line in out.splitlines() if line.startswith('FID:')]
     cpu_seconds = spent.children_user + spent.children_system - cpu.children_user - cpu.children_system
     return dict(fid=value, seconds=round(seconds, 1), tree_mib=round(peak[0]), main_mib=round(peak[1]),
                 cpu_seconds=round(cpu_seconds, 1))
@@ -94,6 +96,20 @@ def write_pictures(folder, n, first, style):
         image.resize((256, 256), 3).save(folder/f'{k:05d}.png')
 
 
+def compare(found, env):
+    "Print how the two sides differ, and what remains of memory above the imports."
+    a, b = found['ours'], found['pytorch-fid']
+    share = {k: a[k]/b[k] for k in ('seconds', 'tree_mib', 'main_mib')}
+    print(f"relative difference {abs(a['fid'] - b['fid'])/b['fid']:.1e}; ours takes {share['seconds']:.2f} "
+          f"of the time, {share['tree_mib']:.2f} of the memory (all processes), "
+          f"{share['main_mib']:.2f} (main process)")
+    floor = measured([sys.executable, '-c', IMPORTS], env)
+    for what, key in (('all processes', 'tree_mib'), ('main process', 'main_mib')):
+        x, y = a[key] - floor[key], b[key] - floor[key]
+        print(f'{what}: importing torch and torchvision takes {floor[key]} MiB; '
+              f'above that, ours takes {x} and pytorch-fid {y}: {x/y:.2f}')
+
+
 def main():
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
@@ -103,13 +119,15 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
+        env = {**os.environ, 'TORCH_HOME': str(tmp)}
         weights = tmp/'hub'/'checkpoints'/'pt_inception-2015-12-05-6726825d.pth'
         if args.weights:
             weights.parent.mkdir(parents=True)
             weights.symlink_to(args.weights.resolve())
         else: random_weights(weights)
-        for i, style in enumerate(('photo', 'anime')): write_pictures(tmp/style, args.n, 10_000*i, style)
-        folders, env = [str(tmp/'photo'), str(tmp/'anime')], {**os.environ, 'TORCH_HOME': str(tmp)}
+        write_pictures(tmp/'photo', args.n, 0, 'photo')
+        write_pictures(tmp/'anime', args.n, 10_000, 'anime')
+        folders = [str(tmp/'photo'), str(tmp/'anime')]
         jobs = {'ours': [sys.executable, '-c', OURS, str(weights), *folders],
                 'pytorch-fid': [sys.executable, '-m', 'pytorch_fid', '--device', 'cpu', *folders]}
         found = {}
@@ -117,17 +135,7 @@ def main():
             if args.only in (None, name):
                 found[name] = measured(words, env)
                 print(name, json.dumps(found[name]), flush=True)
-    if len(found) == 2:
-        a, b = found['ours'], found['pytorch-fid']
-        share = {k: a[k]/b[k] for k in ('seconds', 'tree_mib', 'main_mib')}
-        print(f"relative difference {abs(a['fid'] - b['fid'])/b['fid']:.1e}; ours takes {share['seconds']:.2f} "
-              f"of the time, {share['tree_mib']:.2f} of the memory (all processes), "
-              f"{share['main_mib']:.2f} (main process)")
-        floor = measured([sys.executable, '-c', IMPORTS], env)
-        for what, key in (('all processes', 'tree_mib'), ('main process', 'main_mib')):
-            x, y = a[key] - floor[key], b[key] - floor[key]
-            print(f'{what}: importing torch and torchvision takes {floor[key]} MiB; '
-                  f'above that, ours takes {x} and pytorch-fid {y}: {x/y:.2f}')
+    if len(found) == 2: compare(found, env)
 
 
 if __name__ == '__main__': main()

@@ -1,6 +1,7 @@
-"""Everything there is to learn from a GPU that comes for ten minutes: checks, speeds and a training, in one run.
+"""Everything to learn from a GPU that comes for ten minutes: checks, speeds and a training, in one run.
 
-The one command, from the root of the repository, on the machine with the card; nothing is installed or downloaded:
+The one command, from the root of the repository, on the machine with the card; nothing is installed or
+downloaded:
 
     PYTHONPATH=. python3 benchmarks/gpu.py --minutes 9 -o "$OUT"
 
@@ -13,16 +14,19 @@ What is in OUT afterwards, at most eight files, none larger than 16 MB, no folde
     gpu.json        the machine, every check with its numbers, every speed with its ratio, the training's log
     gpu.md          the same to read
     CARD.json       gpu.json once more, named after the card; after a real run copy it to benchmarks/results/
-    train/          weights, a picture of progress, and the state to go on from (in parts where it is large:
-                    `gpu.py --join OUT/train -o state.safetensors` puts them together, `--state OUT/train` goes on)
+    train/          weights, a picture of progress, and the state to go on from, in parts where it is large
+                    (`gpu.py --join OUT/train -o state.safetensors` puts them together,
+                    `--state OUT/train` goes on)
 
-All of it is written again after every single check, row and checkpoint, so a run that is killed has kept what it had.
-Every part runs in a process of its own: one that hangs, crashes or breaks the card's context costs its own item only.
-What cannot be imported is named first, and what needs it is skipped, with the reason. If open_clip is not on that
-machine, its wheel and those of ftfy and wcwidth, unpacked into a folder on PYTHONPATH, bring the tiny CLIP back: it
-judges in Stage 1 and in the training's perceptual score. Exit status 1: a check failed, or none could be made.
+All of it is written again after every single check, row and checkpoint, so a run that is killed has kept
+what it had. Every part runs in a process of its own: one that hangs, crashes or breaks the card's context
+costs its own item only. What cannot be imported is named first, and what needs it is skipped, with the
+reason. If open_clip is not on that machine, its wheel and those of ftfy and wcwidth, unpacked into a folder
+on PYTHONPATH, bring the tiny CLIP back: it judges in Stage 1 and in the training's perceptual score. Exit
+status 1: a check failed, or none could be made.
 
-"TF32 off" is said where float32 is meant exactly; tf32 rows let convolutions and matrix products round to TF32.
+"TF32 off" is said where float32 is meant exactly; tf32 rows let convolutions and matrix products round to
+TF32.
 Times exclude warm-up and compilation; a speed is a median, and its ratio is to a row of the same run.
 """
 import argparse
@@ -67,9 +71,14 @@ FULL = SimpleNamespace(
     portions=48, portion=dict(pairs=60, sharp=20, side=192),               # data of the training
     train_batch=16, scenes=250, pictures=1000)                             # the last two: of its scores
 TINY = SimpleNamespace(
-    seconds=0., least=2, px=32, ngf=4, n_blocks=5, batches=(1,), photos=(1, 2), compiled_photos=(1,),
-    gan=16, gan_batch=2, gan_channels=(8, 8, 8), gan_dim=16, pairs=(4,), check_px=32, check_ngf=4, check_steps=4,
-    portions=1, portion=dict(pairs=4, sharp=4, side=64), train_batch=2, scenes=4, pictures=16)
+    seconds=0., least=2,
+    px=32, ngf=4, n_blocks=5, batches=(1,),
+    photos=(1, 2), compiled_photos=(1,),
+    gan=16, gan_batch=2, gan_channels=(8, 8, 8), gan_dim=16,
+    pairs=(4,),
+    check_px=32, check_ngf=4, check_steps=4,
+    portions=1, portion=dict(pairs=4, sharp=4, side=64),
+    train_batch=2, scenes=4, pictures=16)
 
 
 # ---- the record: one dictionary, on disk at every moment
@@ -92,17 +101,19 @@ class Record(dict):
 
     def save(self):
         text = json.dumps(finite(self), indent=1, ensure_ascii=False) + '\n'
-        names = ['gpu.json'] + [f"{self['about']['name']}.json"]*bool(self['about'].get('name'))
-        for name in names: write_whole(self.out/name, text)
+        write_whole(self.out/'gpu.json', text)
+        card = self['about'].get('name')
+        if card: write_whole(self.out/f'{card}.json', text)
         try: text = table(self)
-        except Exception as e: text = f"The table cannot be drawn: {reason(e)['traceback']}"   # the numbers are safe
+        except Exception as e:                                  # the numbers are safe
+            text = f"The table cannot be drawn: {reason(e)['traceback']}"
         write_whole(self.out/'gpu.md', text)
 
     def tally(self):
         "How many checks passed, failed and were skipped."
-        state = [row.get('ok') for row in self['checks']]
-        skipped = sum('skipped' in row for row in self['checks'])
-        return state.count(True), len(state) - state.count(True) - skipped, skipped
+        passed = [row for row in self['checks'] if row.get('ok')]
+        skipped = [row for row in self['checks'] if 'skipped' in row]
+        return len(passed), len(self['checks']) - len(passed) - len(skipped), len(skipped)
 
 
 def finite(value):
@@ -169,8 +180,8 @@ def verdict(row):
     if 'error' in row: return f"FAILED ({row['error']})"
     if 'seconds' in row: return f"{row['seconds']:.4g} s, {row['per_second']:.4g} {row['unit']}/s"
     bad = [n for n in row.get('numbers', []) if n['ok'] is False]
-    if bad: return 'FAILED: ' + '; '.join(f"{n['what']} {n['gap']:.2g}, allowed {n['allowed']:.2g}" for n in bad)
-    return 'passed'
+    if not bad: return 'passed'
+    return 'FAILED: ' + '; '.join(f"{n['what']} {n['gap']:.2g}, allowed {n['allowed']:.2g}" for n in bad)
 
 
 # ---- numbers
@@ -178,7 +189,9 @@ def verdict(row):
 def largest(numbers):
     "The largest number; NaN if there is one, which Python's `max` may pass over."
     numbers = list(numbers)
-    return next((n for n in numbers if n != n), max(numbers))
+    for n in numbers:
+        if math.isnan(n): return n
+    return max(numbers)
 
 
 def gap(a, b):
@@ -192,7 +205,9 @@ def worst(mine, theirs):
     "The largest difference over all tensors of a dictionary, relative to the largest value among them."
     assert mine.keys() == theirs.keys()
     scale = max(t.abs().max().item() for t in theirs.values())
-    def off(a, b): return (a.detach().double().cpu() - b.detach().double().cpu()).abs().max().item()
+    def off(a, b):
+        a, b = (t.detach().double().cpu() for t in (a, b))
+        return (a - b).abs().max().item()
     return largest(off(mine[k], theirs[k]) for k in theirs)/scale
 
 
@@ -212,15 +227,18 @@ def loss_gaps(mine, theirs):
 
 def judged(numbers):
     "A check's row from (what, gap, allowed); `allowed` None only informs. NaN never passes."
-    rows = [dict(what=what, gap=float(g), allowed=limit, ok=None if limit is None else bool(g <= limit))
-            for what, g, limit in numbers]
+    rows = []
+    for what, g, allowed in numbers:
+        ok = None if allowed is None else bool(g <= allowed)
+        rows.append(dict(what=what, gap=float(g), allowed=allowed, ok=ok))
     return dict(ok=all(row['ok'] is not False for row in rows), numbers=rows)
 
 
 def tf32(on):
     "Let float32 products round to TF32, or not."
     import torch
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+    torch.backends.cuda.matmul.allow_tf32 = on
+    torch.backends.cudnn.allow_tf32 = on
 
 
 def randn(*shape, key=0):
@@ -235,32 +253,42 @@ def layouts():
     return {'contiguous': torch.contiguous_format, 'channels_last': torch.channels_last}
 
 
+def layout_of(reading):
+    "How pictures lie in memory for the plain and for the fast step."
+    return layouts()['channels_last' if reading == 'fast' else 'contiguous']
+
+
 # ---- A. checks: what no test on a CPU reaches
 
 def norm_case(kit, norm, shape, layout, grad_layout, dtype):
-    "Output and input gradient of `norm` on the device, of mean and variance in float64 there, and of the CPU."
+    "Output and input gradient of `norm` on the device, of plain arithmetic in float64 there, and of the CPU."
     import torch
     x, g = randn(*shape, key='x')*2 + 3, randn(*shape, key='g')
     def plain(x):
-        return (x - x.mean((2, 3), keepdim=True))/(x.var((2, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
+        mean = x.mean((2, 3), keepdim=True)
+        variance = x.var((2, 3), keepdim=True, unbiased=False)
+        return (x - mean)/(variance + 1e-5).sqrt()
     def both(fn, device, dtype):
         leaf = x.to(device, dtype).contiguous(memory_format=layouts()[layout]).requires_grad_()
+        incoming = g.to(device, dtype).contiguous(memory_format=layouts()[grad_layout])
         y = fn(leaf)
-        return y, *torch.autograd.grad(y, leaf, g.to(device, dtype).contiguous(memory_format=layouts()[grad_layout]))
+        (slope,) = torch.autograd.grad(y, leaf, incoming)
+        return y, slope
     return both(norm, kit.device, dtype), both(plain, kit.device, torch.float64), both(norm, 'cpu', dtype)
 
 
 def norm_numbers(kit, norm, name, dtype, allowed):
-    "Its largest gaps over three shapes, one of a single image, in both layouts of input and incoming gradient."
+    "Its largest gaps over three shapes, one a single image, in both layouts of input and incoming gradient."
     numbers, shapes = [], ((1, 24, 32, 32), (2, 24, 32, 32), (3, 8, 13, 9))
     for layout in layouts():
         for grad_layout in layouts():
             found = [norm_case(kit, norm, shape, layout, grad_layout, dtype) for shape in shapes]
             where = f'{name}, {layout}, gradient {grad_layout}'
             for i, what in enumerate(('output', 'input gradient')):
-                numbers.append((f'{where}: {what}', largest(gap(mine[i], true[i]) for mine, true, _ in found), allowed))
-                numbers.append((f'{where}: {what}, against the CPU',
-                                largest(gap(mine[i], cpu[i]) for mine, _, cpu in found), allowed))
+                off_true = largest(gap(mine[i], true[i]) for mine, true, _ in found)
+                off_cpu = largest(gap(mine[i], cpu[i]) for mine, _, cpu in found)
+                numbers += [(f'{where}: {what}', off_true, allowed),
+                            (f'{where}: {what}, against the CPU', off_cpu, allowed)]
     return numbers
 
 
@@ -272,7 +300,8 @@ def check_norm(kit):
     numbers = norm_numbers(kit, instance_norm, 'float32', torch.float32, 1e-4)
     numbers += norm_numbers(kit, instance_norm, 'bfloat16', torch.bfloat16, .03)
     # torch's own function gives a wrong gradient on some CPUs (notebook 04): is it right here? Only to know.
-    own = norm_numbers(kit, lambda x: F.instance_norm(x, eps=1e-5), "torch's F.instance_norm", torch.float32, None)
+    def torchs_own(x): return F.instance_norm(x, eps=1e-5)
+    own = norm_numbers(kit, torchs_own, "torch's F.instance_norm", torch.float32, None)
     return numbers + [n for n in own if n[0].endswith('gradient')]
 
 
@@ -280,7 +309,8 @@ def toy(kit, **more):
     "Settings of Stage 3 for small networks."
     from scenimefy.semisup import SemisupSettings
     px, n = kit.size.check_px, kit.size.check_ngf
-    return SemisupSettings.preset('tiny').but(size=px, load_size=px, ngf=n, ndf=n, n_blocks=5, batch=2, **more)
+    cfg = SemisupSettings.preset('tiny').but(size=px, load_size=px, ngf=n, ndf=n, n_blocks=5, batch=2)
+    return cfg.but(**more)
 
 
 def images(n, px, channels=3, key=0): return randn(n, channels, px, px, key=key).mul(.5).clamp(-1, 1)
@@ -305,7 +335,8 @@ def answers(net, x, call, device, layout):
     net = copy.deepcopy(net).to(device, memory_format=layout)
     leaf = x.clone().to(device, memory_format=layout).requires_grad_()
     outputs = call(net, leaf)
-    sum((o*randn(*o.shape, key=i).to(device)).mean() for i, o in enumerate(outputs)).backward()
+    loss = sum((o*randn(*o.shape, key=i).to(device)).mean() for i, o in enumerate(outputs))
+    loss.backward()
     gradients = {k: p.grad for k, p in net.named_parameters() if p.grad is not None}
     return {str(i): o for i, o in enumerate(outputs)}, {**gradients, 'input': leaf.grad}
 
@@ -314,10 +345,10 @@ def network_numbers(kit, name, net, x, call, layout):
     "The gaps of one network to the CPU's plain layout."
     outputs, gradients = answers(net, x, call, 'cpu', layouts()['contiguous'])
     mine, mine_gradients = answers(net, x, call, kit.device, layouts()[layout])
-    weights = {k: v for k, v in gradients.items() if k != 'input'}
+    off_input = gap(mine_gradients.pop('input'), gradients.pop('input'))       # those of the weights remain
     return [(f'{name}: outputs', largest(gap(mine[k], outputs[k]) for k in outputs), 1e-4),
-            (f'{name}: gradient of the input', gap(mine_gradients['input'], gradients['input']), 5e-3),
-            (f'{name}: gradients of the weights', worst({k: mine_gradients[k] for k in weights}, weights), 2e-3)]
+            (f'{name}: gradient of the input', off_input, 5e-3),
+            (f'{name}: gradients of the weights', worst(mine_gradients, gradients), 2e-3)]
 
 
 def check_networks(kit):
@@ -325,7 +356,8 @@ def check_networks(kit):
     numbers = []
     for batch in (1, 2):
         for name, piece in pieces(toy(kit), batch).items():
-            for layout in layouts(): numbers += network_numbers(kit, f'{name}, batch {batch}, {layout}', *piece, layout)
+            for layout in layouts():
+                numbers += network_numbers(kit, f'{name}, batch {batch}, {layout}', *piece, layout)
     return numbers
 
 
@@ -334,13 +366,14 @@ def one_step(kit, reading, precision='fp32', lr=None, device=None, layout=None):
     import torch
     from scenimefy.semisup import Networks, draw_ids, fast_step, make_optimizers, plain_step
     cfg, device, grads = toy(kit), device or kit.device, {}
-    layout = layout or (torch.channels_last if reading == 'fast' else torch.contiguous_format)
+    layout = layout or layout_of(reading)
     nets = Networks(cfg).to(device, memory_format=layout)
     optims = make_optimizers(nets, cfg)
     if lr is not None:
         for o in optims.values(): o.param_groups[0]['lr'] = lr
     def keep(names):
-        for n in names: grads.update({f'{n}.{k}': p.grad.clone() for k, p in getattr(nets, n).named_parameters()})
+        for name in names:
+            for k, p in getattr(nets, name).named_parameters(): grads[f'{name}.{k}'] = p.grad.clone()
     batch = [images(2, cfg.size, key=i).to(device, memory_format=layout) for i in range(4)]
     args = (nets, optims, batch, draw_ids(cfg, 0, device), cfg, 1)
     amp = contextlib.nullcontext
@@ -352,16 +385,22 @@ def one_step(kit, reading, precision='fp32', lr=None, device=None, layout=None):
     return losses, grads
 
 
+def of_net(grads, net):
+    "The gradients of one network."
+    return {k: v for k, v in grads.items() if k.startswith(f'{net}.')}
+
+
 def check_step(kit):
     "lr 0 keeps the critics still, so that both readings take gradients at one place; then the step as it is."
     plain, fast = one_step(kit, 'plain', lr=0.), one_step(kit, 'fast', lr=0.)
     cpu = one_step(kit, 'fast', lr=0., device='cpu', layout=layouts()['contiguous'])
-    numbers = [('largest gap of a loss, lr 0', largest(loss_gaps(fast[0], plain[0]).values()), 1e-4),
-               ('largest gap of a loss, lr 0, against the CPU', largest(loss_gaps(fast[0], cpu[0]).values()), 1e-3)]
+    off_plain, off_cpu = (largest(loss_gaps(fast[0], other[0]).values()) for other in (plain, cpu))
+    numbers = [('largest gap of a loss, lr 0', off_plain, 1e-4),
+               ('largest gap of a loss, lr 0, against the CPU', off_cpu, 1e-3)]
     for net in ('G', 'D', 'D_p', 'F', 'F_s'):
-        part = lambda grads: {k: v for k, v in grads.items() if k.startswith(f'{net}.')}
-        numbers.append((f'gradients of {net}', worst(part(fast[1]), part(plain[1])), 2e-3))
-        numbers.append((f'gradients of {net}, against the CPU', worst(part(fast[1]), part(cpu[1])), 1e-2))
+        off_plain, off_cpu = (worst(of_net(fast[1], net), of_net(other[1], net)) for other in (plain, cpu))
+        numbers += [(f'gradients of {net}', off_plain, 2e-3),
+                    (f'gradients of {net}, against the CPU', off_cpu, 1e-2)]
     whole = loss_gaps(one_step(kit, 'fast')[0], one_step(kit, 'plain')[0])
     return numbers + [('largest gap of a loss, critics moving', largest(whole.values()), 5e-3)]
 
@@ -371,7 +410,8 @@ def check_bf16(kit):
     numbers = []
     for reading in ('plain', 'fast'):
         low, full = (one_step(kit, reading, precision)[0] for precision in ('bf16', 'fp32'))
-        numbers += [(f'{reading}: {k}', g, .1 if k != 'total' else .05) for k, g in loss_gaps(low, full).items()]
+        for k, g in loss_gaps(low, full).items():
+            numbers.append((f'{reading}: {k}', g, .05 if k == 'total' else .1))
     return numbers
 
 
@@ -383,15 +423,18 @@ def check_adam(kit):
     for layout, order in layouts().items():
         nets = [Networks(cfg).to(kit.device, memory_format=order) for _ in range(2)]
         ours = make_optimizers(nets[0], cfg)['G']
-        other = torch.optim.Adam(nets[1].G.parameters(), lr=cfg.lr, betas=cfg.betas, fused=False, foreach=False)
+        other = torch.optim.Adam(nets[1].G.parameters(), lr=cfg.lr, betas=cfg.betas,
+                                 fused=False, foreach=False)
         start = weights_of(nets[0].G)
         for step in range(10):
             for net, optim in zip(nets, (ours, other)):
                 for i, p in enumerate(net.G.parameters()):
-                    p.grad = torch.empty_like(p).copy_(randn(*p.shape, key=(step, i)))      # it lies as its weight does
+                    p.grad = torch.empty_like(p)              # it lies as its weight does
+                    p.grad.copy_(randn(*p.shape, key=(step, i)))
                 optim.step()
         a, b = (net.G.state_dict() for net in nets)
-        numbers.append((f'{layout}: weights after ten steps, share of the way', share_of_way(a, b, start), 1e-4))
+        share = share_of_way(a, b, start)
+        numbers.append((f'{layout}: weights after ten steps, share of the way', share, 1e-4))
     return numbers
 
 
@@ -419,8 +462,12 @@ def repeatable():
 
 def misplaced(run):
     "How many of Adam's moments lie in memory otherwise than their weight: a fused Adam would mix them up."
-    states = [(p, v) for optim in run.optims.values() for p, state in optim.state.items() for v in state.values()]
-    return sum(v.ndim > 0 and p.stride() != v.stride() for p, v in states)
+    count = 0
+    for optim in run.optims.values():
+        for p, state in optim.state.items():
+            for moment in state.values():
+                if moment.ndim > 0 and moment.stride() != p.stride(): count += 1
+    return count
 
 
 def weights_of(nets):
@@ -443,14 +490,16 @@ def lives(kit, tag, precision):
     "Settings, folders and first weights of small trainings."
     from scenimefy.semisup import Networks
     n = kit.size.check_steps
-    cfg = toy(kit, epochs=2, epoch_steps=n//2, log_every=1, save_every=1000, sample_every=1000, precision=precision)
+    cfg = toy(kit, epochs=2, epoch_steps=n//2, log_every=1, save_every=1000, sample_every=1000,
+              precision=precision)
     start = weights_of(Networks(cfg))
     shutil.rmtree(kit.work/tag, ignore_errors=True)
     return cfg, noise_folders(kit), start
 
 
 def check_resume(kit, precision):
-    "A card need not repeat itself to the last bit, so two unbroken runs say how much of a difference is its own."
+    """A card need not repeat itself to the last bit, so two unbroken runs say how much of a difference is
+    its own."""
     tag = f'resume-{precision}'
     cfg, folders, start = lives(kit, tag, precision)
     whole, again = (life(kit, f'{tag}/{i}', cfg, folders, kit.device)[0] for i in range(2))
@@ -487,11 +536,12 @@ def check_stylize(kit):
     from scenimefy.stylize import stylize
     from scenimefy.world import HELD_OUT, render, scenes
     photo = to_image(render(scenes([HELD_OUT]), 128, 'photo')[0]).crop((0, 0, 127, 97))
-    levels = lambda device, precision: np.asarray(stylize(photo, 'tiny', device, precision)).astype(float)
+    def levels(device, precision):
+        return np.asarray(stylize(photo, 'tiny', device, precision)).astype(float)
     cpu, numbers = levels('cpu', 'fp32'), []
-    for precision, largest, mean in (('fp32', 2, .1), ('bf16', 64, 3)):
+    for precision, most, mean in (('fp32', 2, .1), ('bf16', 64, 3)):
         off = abs(levels(kit.device, precision) - cpu)
-        numbers += [(f'{precision}: largest, levels', off.max(), largest),
+        numbers += [(f'{precision}: largest, levels', off.max(), most),
                     (f'{precision}: mean, levels', off.mean(), mean)]
     return numbers
 
@@ -500,39 +550,52 @@ def small_gan(kit):
     "A small generator and its critic, from one seed."
     import torch
     from scenimefy.pretrain import PretrainSettings, StyleganNetworks
-    cfg = PretrainSettings.preset('tiny').but(size=32, style_dim=16, channels=(16,)*4, batch=4, r1_every=1, path=2.,
-                                              path_every=1)
+    cfg = PretrainSettings.preset('tiny').but(size=32, style_dim=16, channels=(16, 16, 16, 16), batch=4,
+                                              r1_every=1, path=2., path_every=1)
     return cfg, StyleganNetworks(cfg), torch.zeros(())
 
 
 def check_gan_step(kit):
-    "With R1 and path length, which need gradients of gradients; seeds are drawn on the CPU, so devices must agree."
+    """With R1 and path length, which need gradients of gradients. Seeds are drawn on the CPU, so devices
+    must agree."""
     from scenimefy.pretrain import gan_step, lazy_adam
     found = []
     for device in ('cpu', kit.device):
         cfg, nets, mean = small_gan(kit)
         nets = nets.to(device)
-        optims = dict(G=lazy_adam(nets.G.parameters(), cfg.lr, 1), D=lazy_adam(nets.D.parameters(), cfg.lr, 1))
-        found.append(gan_step(nets, optims, images(4, 32).to(device), cfg, 0, mean_path=mean.to(device))[0])
+        optims = {k: lazy_adam(net.parameters(), cfg.lr, 1) for k, net in (('G', nets.G), ('D', nets.D))}
+        losses = gan_step(nets, optims, images(4, 32).to(device), cfg, 0, mean_path=mean.to(device))[0]
+        found.append(losses)
     return [(f'loss {k}, card against CPU', g, 1e-2) for k, g in loss_gaps(found[1], found[0]).items()]
 
 
+def finetune_optimizers(nets, cfg):
+    "Stage 1's optimizers, of what learns."
+    from scenimefy.pretrain import lazy_adam
+    optims = {}
+    for name, net in nets.items():
+        learning = [p for p in net.parameters() if p.requires_grad]
+        optims[name] = lazy_adam(learning, cfg.lr, 16)
+    return optims
+
+
 def check_finetune(kit):
-    "Stage 1 with the tiny priors where open_clip is there, else without them: the names of the numbers say which."
+    """Stage 1 with the tiny priors where open_clip is there, else without them: the names of the numbers say
+    which."""
     import torch
     from scenimefy.finetune import FinetuneSettings, Priors, finetune_step, load_priors, target_of
-    from scenimefy.pretrain import lazy_adam
     cfg, found = FinetuneSettings.preset('tiny').but(batch=4, crop=8, r1_every=1), []
     if not importlib.util.find_spec('open_clip'): cfg = cfg.but(lam_clip=0., lam_perc=0., lam_patch=0.)
     for device in ('cpu', kit.device):
         source = small_gan(kit)[1].to(device)
         nets = torch.nn.ModuleDict(dict(G=target_of(source.G, cfg.blocks), D=source.D))
-        optims = {k: lazy_adam([p for p in net.parameters() if p.requires_grad], cfg.lr, 16) for k, net in nets.items()}
+        optims = finetune_optimizers(nets, cfg)
         priors = load_priors(cfg, device) if cfg.lam_clip else Priors()
         source.G.requires_grad_(False)
         found.append(finetune_step(nets, optims, images(4, 32).to(device), source.G, priors, cfg, 0))
     which = 'tiny priors' if cfg.lam_clip else 'no priors: open_clip is missing'
-    return [(f'{which}: loss {k}, card against CPU', g, 1e-2) for k, g in loss_gaps(found[1], found[0]).items()]
+    gaps = loss_gaps(found[1], found[0])
+    return [(f'{which}: loss {k}, card against CPU', g, 1e-2) for k, g in gaps.items()]
 
 
 CHECKS = {
@@ -552,13 +615,13 @@ CHECKS = {
 def checks(kit):
     "Part A. TF32 is off in all of it."
     tf32(False)
-    for name, fn in CHECKS.items(): kit.guarded('checks', name, lambda fn=fn: judged(fn(kit)))
+    for name, fn in CHECKS.items(): kit.guarded('checks', name, lambda: judged(fn(kit)))
 
 
 # ---- B. speeds
 
-BASES = {'Stage 3 step': 'plain fp32, batch 1', 'stylize': 'fp32, batch 1', 'StyleGAN step': 'finetune_step fp32',
-         'pairs': 'drawn and scored on the CPU'}   # ratios are to these rows
+BASES = {'Stage 3 step': 'plain fp32, batch 1', 'stylize': 'fp32, batch 1',
+         'StyleGAN step': 'finetune_step fp32', 'pairs': 'drawn and scored on the CPU'}   # of the ratios
 
 
 def timed(kit, work, units, unit):
@@ -582,13 +645,16 @@ def timed(kit, work, units, unit):
 
 
 def ratios(rows):
-    "Every row's speed against the base row of its group; None where the base failed."
-    base = {row['group']: row for row in rows if row['name'] == f"{row['group']}: {BASES.get(row['group'])}"}
+    "Every row's speed and memory against the base row of its group; None where one of the two is missing."
+    bases = {}
     for row in rows:
-        mine, other = row.get('per_second'), base.get(row['group'], {}).get('per_second')
-        row['ratio'] = mine/other if mine and other else None
-        mine, other = row.get('peak_gib'), base.get(row['group'], {}).get('peak_gib')
-        row['memory_ratio'] = mine/other if mine and other else None
+        group = row['group']
+        if row['name'] == f'{group}: {BASES.get(group)}': bases[group] = row
+    for row in rows:
+        base = bases.get(row['group'], {})
+        for ratio, number in (('ratio', 'per_second'), ('memory_ratio', 'peak_gib')):
+            mine, other = row.get(number), base.get(number)
+            row[ratio] = mine/other if mine and other else None
 
 
 def measure(kit, group, name, work):
@@ -610,7 +676,7 @@ def number_format(kit, precision):
 
 
 def compiled(kit, *nets):
-    "Compile the forward passes of these networks in place. Never those of a step that needs gradients of gradients."
+    "Compile forward passes in place. Never those of a step that needs gradients of gradients."
     import torch
     import torch._dynamo.utils
     torch._dynamo.reset()
@@ -635,8 +701,8 @@ def step_speed(kit, reading, precision, batch, extra=''):
     torch.backends.cudnn.benchmark = extra == 'cudnn.benchmark'
     if torch.backends.cudnn.benchmark and not kit.cuda: raise Skip('cuDNN is for CUDA cards')
     cfg = SemisupSettings.preset('paper').but(size=size.px, load_size=size.px, ngf=size.ngf, ndf=size.ngf,
-                                                n_blocks=size.n_blocks)
-    layout = torch.channels_last if reading == 'fast' else torch.contiguous_format
+                                              n_blocks=size.n_blocks)
+    layout = layout_of(reading)
     nets = Networks(cfg).to(kit.device, memory_format=layout)
     optims, ids = make_optimizers(nets, cfg), draw_ids(cfg, 0, kit.device)
     pictures = [images(batch, size.px, key=i).to(kit.device, memory_format=layout) for i in range(4)]
@@ -668,35 +734,41 @@ def gan_nets(kit):
     "StyleGAN2 of the paper's size, random weights, and a batch of pictures."
     import torch
     from scenimefy.stylegan import Discriminator, Generator, resolutions
-    size, plan = kit.size, kit.size.gan_channels and dict(zip(resolutions(kit.size.gan), kit.size.gan_channels))
+    size, plan = kit.size, None
+    if size.gan_channels: plan = dict(zip(resolutions(size.gan), size.gan_channels))
     torch.manual_seed(0)
     G = Generator(size.gan, size.gan_dim, channels=plan).to(kit.device)
-    return G, Discriminator(size.gan, channels=plan).to(kit.device), images(size.gan_batch, size.gan).to(kit.device)
+    D = Discriminator(size.gan, channels=plan).to(kit.device)
+    return G, D, images(size.gan_batch, size.gan).to(kit.device)
 
 
 def finetune_speed(kit, precision, r1=False):
     "`finetune_step` without priors: with them it is theirs that one measures. R1 falls due every 16th step."
     import torch
     from scenimefy.finetune import FinetuneSettings, Priors, finetune_step, target_of
-    from scenimefy.pretrain import lazy_adam
-    amp, (source, D, real) = number_format(kit, precision), gan_nets(kit)
-    cfg = FinetuneSettings.preset('paper').but(lam_clip=0., lam_perc=0., lam_patch=0., crop=8, r1=10.*r1, r1_every=1)
+    amp = number_format(kit, precision)
+    source, D, real = gan_nets(kit)
+    cfg = FinetuneSettings.preset('paper').but(lam_clip=0., lam_perc=0., lam_patch=0., crop=8,
+                                               r1=10. if r1 else 0., r1_every=1)
     nets = torch.nn.ModuleDict(dict(G=target_of(source, min(cfg.blocks, len(source.to_rgbs))), D=D))
-    optims = {k: lazy_adam([p for p in net.parameters() if p.requires_grad], cfg.lr, 16) for k, net in nets.items()}
+    optims = finetune_optimizers(nets, cfg)
     source.requires_grad_(False)
-    return timed(kit, lambda: finetune_step(nets, optims, real, source, Priors(), cfg, 0, amp=amp), len(real), 'images')
+    def work(): finetune_step(nets, optims, real, source, Priors(), cfg, 0, amp=amp)
+    return timed(kit, work, len(real), 'images')
 
 
 def gan_speed(kit, precision):
     "`gan_step` with R1 and path length in every step; they fall due every 16th and every 4th."
     import torch
     from scenimefy.pretrain import PretrainSettings, gan_step, lazy_adam
-    amp, (G, D, real) = number_format(kit, precision), gan_nets(kit)
+    amp = number_format(kit, precision)
+    G, D, real = gan_nets(kit)
     cfg = PretrainSettings.preset('paper').but(r1_every=1, path_every=1)
     nets = SimpleNamespace(G=G, D=D, T=None)
     optims = dict(G=lazy_adam(G.parameters(), cfg.lr, 1), D=lazy_adam(D.parameters(), cfg.lr, 1))
     mean = torch.zeros((), device=kit.device)
-    return timed(kit, lambda: gan_step(nets, optims, real, cfg, 0, mean_path=mean, amp=amp), len(real), 'images')
+    def work(): gan_step(nets, optims, real, cfg, 0, mean_path=mean, amp=amp)
+    return timed(kit, work, len(real), 'images')
 
 
 def pair_speed(kit, device, batch, draw=True, score=True):
@@ -729,8 +801,10 @@ def stylize_rows(kit):
     "Weights lie in channels_last, as the library has them on a card."
     for precision in ('fp32', 'bf16'):
         for batch in kit.size.photos:
-            measure(kit, 'stylize', f'{precision}, batch {batch}', lambda: stylize_speed(kit, precision, batch))
-    measure(kit, 'stylize', f'tf32, batch {batch}', lambda: stylize_speed(kit, 'tf32', batch))
+            measure(kit, 'stylize', f'{precision}, batch {batch}',
+                    lambda: stylize_speed(kit, precision, batch))
+    most = kit.size.photos[-1]
+    measure(kit, 'stylize', f'tf32, batch {most}', lambda: stylize_speed(kit, 'tf32', most))
 
 
 def gan_rows(kit):
@@ -739,8 +813,10 @@ def gan_rows(kit):
     for precision in ('fp32', 'tf32', 'bf16'):
         measure(kit, group, f'finetune_step {precision}', lambda: finetune_speed(kit, precision))
     for precision in ('fp32', 'bf16'):
-        measure(kit, group, f'finetune_step with R1 {precision}', lambda: finetune_speed(kit, precision, r1=True))
-        measure(kit, group, f'gan_step with R1 and path length {precision}', lambda: gan_speed(kit, precision))
+        measure(kit, group, f'finetune_step with R1 {precision}',
+                lambda: finetune_speed(kit, precision, r1=True))
+        measure(kit, group, f'gan_step with R1 and path length {precision}',
+                lambda: gan_speed(kit, precision))
 
 
 def pair_rows(kit):
@@ -748,20 +824,22 @@ def pair_rows(kit):
     measure(kit, 'pairs', BASES['pairs'], lambda: pair_speed(kit, 'cpu', kit.size.pairs[0]))
     for batch in kit.size.pairs:
         measure(kit, 'pairs', f'drawn and scored, batch {batch}', lambda: pair_speed(kit, kit.device, batch))
-    measure(kit, 'pairs', f'only scored, batch {batch}', lambda: pair_speed(kit, kit.device, batch, draw=False))
-    measure(kit, 'pairs', f'only drawn, batch {batch}', lambda: pair_speed(kit, kit.device, batch, score=False))
+    most = kit.size.pairs[-1]
+    measure(kit, 'pairs', f'only scored, batch {most}', lambda: pair_speed(kit, kit.device, most, draw=False))
+    measure(kit, 'pairs', f'only drawn, batch {most}', lambda: pair_speed(kit, kit.device, most, score=False))
 
 
 def compiled_rows(kit):
     "Compiling takes a quarter of a minute to a minute each, so what a compiler has most to give comes first."
-    for batch in kit.size.compiled_photos[:2]:
-        measure(kit, 'stylize', f'bf16, compiled, batch {batch}', lambda: stylize_speed(kit, 'bf16', batch, 'compiled'))
+    def stylize_row(batch):
+        measure(kit, 'stylize', f'bf16, compiled, batch {batch}',
+                lambda: stylize_speed(kit, 'bf16', batch, 'compiled'))
+    for batch in kit.size.compiled_photos[:2]: stylize_row(batch)
     for batch in kit.size.batches[::-1]:
         for precision in ('bf16', 'tf32'):
             measure(kit, 'Stage 3 step', f'fast {precision}, compiled, batch {batch}',
                     lambda: step_speed(kit, 'fast', precision, batch, 'compiled'))
-    for batch in kit.size.compiled_photos[2:]:
-        measure(kit, 'stylize', f'bf16, compiled, batch {batch}', lambda: stylize_speed(kit, 'bf16', batch, 'compiled'))
+    for batch in kit.size.compiled_photos[2:]: stylize_row(batch)
 
 
 def bench(kit):
@@ -782,11 +860,13 @@ def draw_portion(number, folder, pairs, sharp, side):
     torch.set_num_threads(1)
     raw, done = folder/f'raw-{number:03d}', folder/f'portion-{number:03d}'
     cfg = SelectSettings.preset('tiny').but(count=pairs, keep_best=.7, seed=100_000 + 10_000*number)
-    make_pairs(cfg, StyleganPairs('tiny', 'tiny-anime', cfg.psi, device='cpu'), load_segmenter('tiny'), raw/'pairs')
-    vary([raw/'pairs'/s for s in ('trainA', 'trainB')], [done/'trainA', done/'trainB'], 'trainA', hue=.7)
-    for k, (name, style) in enumerate((('photos', 'photo'), ('anime', 'anime'))):
+    source = StyleganPairs('tiny', 'tiny-anime', cfg.psi, device='cpu')
+    make_pairs(cfg, source, load_segmenter('tiny'), raw/'pairs')
+    sides = ('trainA', 'trainB')
+    vary([raw/'pairs'/s for s in sides], [done/s for s in sides], 'trainA', hue=.7)
+    first_scene = 3_000_000 + 1000*number                   # of the world that the bake draws from
+    for name, style, first in (('photos', 'photo', first_scene), ('anime', 'anime', first_scene + 500)):
         (raw/name).mkdir(parents=True, exist_ok=True)
-        first = 3_000_000 + 1000*number + 500*k                        # scenes of the world that the bake draws from
         pictures = render(scenes(range(first, first + sharp), style), side, style)
         for i, picture in enumerate(pictures, first): to_image(picture).save(raw/name/f'{i}.png')
         vary([raw/name], [done/name], 'photos')
@@ -796,17 +876,24 @@ def draw_portion(number, folder, pairs, sharp, side):
 
 def cores():
     "How many processors this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    if hasattr(os, 'sched_getaffinity'): return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def portion(job): return draw_portion(job[0], job[1], **job[2])
+def portion(job):
+    "One portion from a single argument, as a pool hands it over."
+    number, folder, sizes = job
+    return draw_portion(number, folder, **sizes)
 
 
 def data(kit):
-    "Draw the portions, on all cores but two. It runs beside the checks, which measure no time, and uses no card."
-    folder, n = kit.work/'data', kit.size.portions
-    jobs, helpers = [(k, folder, kit.size.portion) for k in range(n)], min(n, max(1, cores() - 2))
-    if helpers == 1: return [portion(job) for job in jobs]
+    """Draw the portions, on all cores but two. It runs beside the checks, which measure no time, and uses
+    no card."""
+    jobs = [(k, kit.work/'data', kit.size.portion) for k in range(kit.size.portions)]
+    helpers = min(len(jobs), max(1, cores() - 2))
+    if helpers == 1:
+        for job in jobs: portion(job)
+        return
     with multiprocessing.Pool(helpers) as pool:
         for _ in pool.imap_unordered(portion, jobs): pass
 
@@ -814,12 +901,13 @@ def data(kit):
 def gather(folder):
     "Put the complete portions into one folder; returns it and how many pictures each side has."
     home = folder/'all'
-    for portion in sorted(folder.glob('portion-*')):
-        if not (portion/'complete').exists(): continue
+    for part in sorted(folder.glob('portion-*')):
+        if not (part/'complete').exists(): continue
+        number = part.name[-3:]
         for side in ('photos', 'anime', 'trainA', 'trainB'):
             (home/side).mkdir(parents=True, exist_ok=True)
-            for file in (portion/side).glob('*.png'): file.rename(home/side/f'{portion.name[-3:]}-{file.name}')
-        (portion/'complete').unlink()
+            for file in (part/side).glob('*.png'): file.rename(home/side/f'{number}-{file.name}')
+        (part/'complete').unlink()
     if not home.exists(): raise Skip('no portion of the data was complete in time')
     return home, {side.name: len(list(side.iterdir())) for side in sorted(home.iterdir())}
 
@@ -849,9 +937,9 @@ def translator_plan(kit):
         run = Run(cfg, home/'photos', home/'anime', home, folder, kit.device)
         for net in (run.nets.G, run.ema): net.load_state_dict(load_translator('tiny').state_dict())
         return run
-    return SimpleNamespace(cfg=cfg, build=build, counts=counts, start='tiny',
-                           steps=lambda n: dict(epoch_steps=max(1, n//cfg.epochs)),
-                           score=lambda file: translator_scores(load_translator(file), kit.size.scenes))
+    def steps(n): return dict(epoch_steps=max(1, n//cfg.epochs))
+    def score(file): return translator_scores(load_translator(file), kit.size.scenes)
+    return SimpleNamespace(cfg=cfg, build=build, counts=counts, start='tiny', steps=steps, score=score)
 
 
 def stylegan_plan(kit):
@@ -867,15 +955,18 @@ def stylegan_plan(kit):
     home, counts = gather(kit.work/'data')
     if importlib.util.find_spec('open_clip'):
         clip = load_clip('tiny', pick_device(kit.device))
-        tokens = lambda x: clip.tokens(x.clamp(-1, 1))
-    else: cfg, tokens = cfg.but(lam_token=0.), None       # without its second critic; the settings in the record say so
+        def tokens(x): return clip.tokens(x.clamp(-1, 1))
+    else:                            # without its second critic; the settings in the record say so
+        cfg, tokens = cfg.but(lam_token=0.), None
     def build(cfg, folder): return PretrainRun(cfg, home/'photos', folder, kit.device, tokens, start='tiny')
-    return SimpleNamespace(cfg=cfg, build=build, counts=counts, start='tiny', steps=lambda n: dict(steps=n),
-                           score=lambda f: stylegan_scores(load_stylegan(f), load_clip('tiny'), kit.size.pictures))
+    def steps(n): return dict(steps=n)
+    def score(file): return stylegan_scores(load_stylegan(file), load_clip('tiny'), kit.size.pictures)
+    return SimpleNamespace(cfg=cfg, build=build, counts=counts, start='tiny', steps=steps, score=score)
 
 
-# The translator is what users see, and its bundled file has had 4,000 steps of one image. A step at this size keeps a
-# card waiting for its CPU, so sixteen images a step cost hardly more than one. The StyleGAN has had far more steps.
+# The translator is what users see, and its bundled file has had 4,000 steps of one image. A step at this size
+# keeps a card waiting for its CPU, so sixteen images a step cost hardly more than one. The StyleGAN has had
+# far more steps.
 CANDIDATES = {'translator': translator_plan, 'stylegan': stylegan_plan, 'none': None}
 
 
@@ -886,7 +977,8 @@ def pace(kit, plan):
     for _ in range(3 if kit.tiny else 60):
         start = time.perf_counter()
         losses = run.take_step(next(feed))
-        losses['total' if 'total' in losses else 'D'].item()      # waits for the card
+        wait_for = 'total' if 'total' in losses else 'D'
+        losses[wait_for].item()                                  # the card must have computed it
         run.step += 1
         times.append(time.perf_counter() - start)
     feed.close()
@@ -905,6 +997,12 @@ def number_of_steps(kit, seconds):
     return 4 if kit.tiny else max(20, int(.9*kit.left()/seconds))
 
 
+def thinned(values, every):
+    "One of every so many entries of a list; the last is always kept."
+    first = (len(values) - 1) % every
+    return values[first::every]
+
+
 def carry(kit, run):
     "Copy what a checkpoint has just written to OUT/train, where it survives this process and its machine."
     from scenimefy.runs import checkpoints, read_history, write_png
@@ -915,12 +1013,12 @@ def carry(kit, run):
     for old in home.glob('step-*'):
         if not old.name.startswith(state.stem): old.unlink()
     with contextlib.suppress(OSError): write_png(home/'sheet.png', run.sheet())
-    history = read_history(run.folder)
-    every = max(1, len(history.get('step', []))//200)              # at most 200 entries come along
     print(f'training: {run.step} of {run.n_steps} steps', flush=True)
+    history = read_history(run.folder)
+    every = max(1, len(history.get('step', []))//200)              # some 200 to 400 entries come along
     log.update(steps_done=run.step, files=[f for m in made for f in m['files']],
                left_out=[f for m in made for f in m['left_out']],
-               log={k: v[::-1][::every][::-1] for k, v in history.items()})
+               log={k: thinned(v, every) for k, v in history.items()})
     kit.record.save()
 
 
@@ -937,14 +1035,17 @@ def watch(kit, run):
 
 
 def interrupted(kit, plan, folder):
-    "The settings of a run to go on with: one in the work folder that was kept, or with --state one that came back."
+    """The settings of a run to go on with: one in the work folder that was kept, or with --state one that
+    came back."""
     from scenimefy.runs import checkpoints
     if kit.args.state and not checkpoints(folder):
-        state = next(iter(sorted(kit.args.state.glob('step-*'))), Path('step-none')).name.split('.')[0]
+        files = sorted(kit.args.state.glob('step-*'))
+        state = files[0].name.split('.')[0] if files else 'step-none'        # `join_state` refuses the latter
         (folder/'checkpoints').mkdir(parents=True)
         join_state(kit.args.state, folder/'checkpoints'/f'{state}.safetensors')
     found = checkpoints(folder)
-    return settings_of(found[-1], type(plan.cfg)).but(**common(kit)) if found else None
+    if not found: return None
+    return settings_of(found[-1], type(plan.cfg)).but(**common(kit))
 
 
 def new_settings(kit, plan):
@@ -958,51 +1059,80 @@ def training(kit):
     import torch
     from scenimefy.runs import Stopped, run_training
     if kit.args.train == 'none': raise Skip('not asked for')
-    log, plan, folder = kit.record['training'], CANDIDATES[kit.args.train](kit), kit.work/'run'
-    log.update(which=kit.args.train, start=plan.start, pictures=plan.counts, before=tried(plan.score, plan.start))
+    log, folder = kit.record['training'], kit.work/'run'
+    plan = CANDIDATES[kit.args.train](kit)
+    log.update(which=kit.args.train, start=plan.start, pictures=plan.counts,
+               before=tried(plan.score, plan.start))
     kit.record.save()
     old = interrupted(kit, plan, folder)
     run = plan.build(old or new_settings(kit, plan), folder)
     log.update(settings=run.cfg.to_dict(), steps=run.n_steps,
                tf32_convolutions=kit.cuda and torch.backends.cudnn.allow_tf32)
-    try: file, log['ended'] = run_training(run, bool(old), watch(kit, run)), 'all steps done'
-    except Stopped as e: file, log['ended'] = run.folder/run.result, str(e)
+    try:
+        file = run_training(run, bool(old), watch(kit, run))
+        log['ended'] = 'all steps done'
+    except Stopped as e:
+        file = run.folder/run.result
+        log['ended'] = str(e)
     log['after'] = tried(plan.score, file)
 
 
 # ---- files that come back
 
 def bring(path, folder):
-    "Copy a file to OUT if it is small enough; weights and states that are larger go in parts, anything else stays."
+    """Copy a file to OUT if it is small enough. Weights and states that are larger go in parts, anything
+    else stays."""
     from scenimefy.core import atomic_path
-    path, size = Path(path), Path(path).stat().st_size
+    path = Path(path)
+    size = path.stat().st_size
     if size <= LIMIT:
         with atomic_path(folder/path.name) as tmp: shutil.copyfile(path, tmp)
         return dict(files=[path.name], left_out=[])
     if path.suffix == '.safetensors':
         with contextlib.suppress(ValueError): return dict(files=split_state(path, folder), left_out=[])
-    return dict(files=[], left_out=[f'{path.name}: {size/1e6:.1f} MB, and at most {LIMIT/1e6:.1f} MB come back'])
+    why = f'{path.name}: {size/1e6:.1f} MB, and at most {LIMIT/1e6:.1f} MB come back'
+    return dict(files=[], left_out=[why])
+
+
+def tensors_in_parts(f, room):
+    "Names of the tensors of an open file, in order and in lists of at most `room` bytes."
+    parts, used = [[]], 0
+    for key in f.keys():
+        t = f.get_tensor(key)
+        size = t.numel()*t.element_size()
+        if size > room: raise ValueError(f'{key} alone has {size} bytes')
+        if used + size > room:
+            parts.append([])
+            used = 0
+        parts[-1].append(key)
+        used += size
+    return parts
 
 
 def split_state(path, folder):
-    "Write a safetensors file in parts below the limit, whole tensors in order; ValueError if one tensor is larger."
+    """Write a safetensors file in parts below the limit, whole tensors in order; ValueError if one tensor is
+    larger."""
     from safetensors import safe_open
     from safetensors.torch import save_file
     from scenimefy.core import atomic_path
-    parts, room = [[]], 0
     with safe_open(path, 'pt') as f:
-        meta, keys = f.metadata() or {}, list(f.keys())
-        header = 300*len(keys) + sum(len(str(v)) for v in meta.values()) + 1000      # generous
-        for key in keys:
-            t = f.get_tensor(key)
-            size = t.numel()*t.element_size()
-            if size + header > LIMIT: raise ValueError(f'{key} alone has {size} bytes')
-            if room + size + header > LIMIT: parts.append([]); room = 0
-            parts[-1].append(key); room += size
+        meta = f.metadata() or {}
+        header = 300*len(f.keys()) + sum(len(str(v)) for v in meta.values()) + 1000      # generous
+        parts = tensors_in_parts(f, LIMIT - header)
         names = [f'{path.stem}.part{i}of{len(parts)}.safetensors' for i in range(1, len(parts) + 1)]
         for name, part in zip(names, parts):
-            with atomic_path(folder/name) as tmp: save_file({k: f.get_tensor(k) for k in part}, tmp, metadata=meta)
+            tensors = {k: f.get_tensor(k) for k in part}
+            with atomic_path(folder/name) as tmp: save_file(tensors, tmp, metadata=meta)
     return names
+
+
+def whole_state(names):
+    "Whether files of these names are one whole state, in parts or in one piece."
+    if not names: return False
+    states = {name.split('.')[0] for name in names}
+    count = re.search(r'of(\d+)\.safetensors$', names[0])
+    wanted = int(count[1]) if count else 1
+    return len(states) == 1 and len(names) == wanted
 
 
 def join_state(folder, path):
@@ -1010,9 +1140,9 @@ def join_state(folder, path):
     from safetensors import safe_open
     from safetensors.torch import save_file
     files = sorted(Path(folder).glob('step-*.safetensors'))
-    count = re.search(r'of(\d+)\.safetensors$', files[0].name) if files else None
-    if not files or len({f.name.split('.')[0] for f in files}) > 1 or len(files) != (int(count[1]) if count else 1):
-        raise ValueError(f'{folder} holds {[f.name for f in files]}; all parts of one state are needed, and no other')
+    names = [f.name for f in files]
+    if not whole_state(names):
+        raise ValueError(f'{folder} holds {names}; all parts of one state are needed, and no other')
     tensors = {}
     for file in files:
         with safe_open(file, 'pt') as f:
@@ -1031,23 +1161,44 @@ def cell(value):
 def line(*cells): return f"| {' | '.join(map(str, cells))} |"
 
 
+def rule(columns): return line(*['---']*columns)
+
+
 def excess(number):
     "How near a number came to its limit, for finding the worst; NaN, a word in the record, is worst of all."
-    gap, limit = number['gap'], number['allowed']
-    return math.inf if isinstance(gap, str) or gap != gap else gap/limit if limit else gap
+    gap, allowed = number['gap'], number['allowed']
+    if isinstance(gap, str) or math.isnan(gap): return math.inf
+    return gap/allowed if allowed else gap
+
+
+def check_state(row):
+    "How a check went, in a word or a sign."
+    if row.get('ok'): return '✓'
+    return 'skipped' if 'skipped' in row else '**failed**'
 
 
 def check_lines(rows):
     "Every check with the number that came nearest to its limit."
-    lines = ['## Checks', '', line('check', '', 'nearest to its limit', 'allowed'), line(*['---']*4)]
+    lines = ['## Checks', '', line('check', '', 'nearest to its limit', 'allowed'), rule(4)]
+    known = []
     for row in rows:
-        state = '✓' if row.get('ok') else 'skipped' if 'skipped' in row else '**failed**'
-        bounded = [n for n in row.get('numbers', []) if n['ok'] is not None]
-        n = max(bounded, key=excess) if bounded else None
-        if n: lines.append(line(row['name'], state, f"{cell(n['gap'])}: {n['what']}", cell(n['allowed'])))
-        else: lines.append(line(row['name'], state, row.get('skipped') or row.get('error', ''), ''))
-    known = [n for row in rows for n in row.get('numbers', []) if n['ok'] is None]
+        numbers = row.get('numbers', [])
+        known += [n for n in numbers if n['ok'] is None]
+        bounded = [n for n in numbers if n['ok'] is not None]
+        found, allowed = row.get('skipped') or row.get('error', ''), ''
+        if bounded:
+            n = max(bounded, key=excess)
+            found, allowed = f"{cell(n['gap'])}: {n['what']}", cell(n['allowed'])
+        lines.append(line(row['name'], check_state(row), found, allowed))
     return lines + [''] + [f"- only to know: {n['what']}: {cell(n['gap'])}" for n in known] + ['']
+
+
+def speed_line(row, group):
+    "One speed of a group, or why there is none."
+    name, why = row['name'].removeprefix(f'{group}: '), row.get('skipped') or row.get('error')
+    if why: return line(name, f'not measured: {why}', '', '', '', '')
+    return line(name, cell(row['seconds']), f"{cell(row['per_second'])} {row['unit']}", cell(row['ratio']),
+                cell(row['peak_gib']), cell(row['memory_ratio']))
 
 
 def bench_lines(rows):
@@ -1056,12 +1207,8 @@ def bench_lines(rows):
              'Median of several calls, warm-up and compilation excluded; × is to the base of the group.', '']
     for group in dict.fromkeys(row['group'] for row in rows):
         lines += [f'### {group} (base: {BASES.get(group)})', '',
-                  line('', 'seconds', 'per second', '×', 'peak GiB', '× memory'), line(*['---']*6)]
-        for row in (r for r in rows if r['group'] == group):
-            name, why = row['name'].removeprefix(f'{group}: '), row.get('skipped') or row.get('error')
-            if why: lines.append(line(name, f'not measured: {why}', '', '', '', ''))
-            else: lines.append(line(name, cell(row['seconds']), f"{cell(row['per_second'])} {row['unit']}",
-                                    *(cell(row[k]) for k in ('ratio', 'peak_gib', 'memory_ratio'))))
+                  line('', 'seconds', 'per second', '×', 'peak GiB', '× memory'), rule(6)]
+        lines += [speed_line(row, group) for row in rows if row['group'] == group]
         lines.append('')
     return lines
 
@@ -1069,7 +1216,7 @@ def bench_lines(rows):
 def table(record):
     "gpu.md."
     passed, failed, skipped = record.tally()
-    lines = ['# What a GPU told us', '', line('machine', ''), line('---', '---')]
+    lines = ['# What a GPU told us', '', line('machine', ''), rule(2)]
     lines += [line(k, v) for k, v in record['machine'].items()] + ['']
     lines += [f'- missing: `{name}` ({why})' for name, why in record['missing'].items()]
     for part, state in record['parts'].items():
@@ -1113,11 +1260,14 @@ def machine(kit):
                  torch=torch.__version__, cpu=f'{cores()} cores, {platform.machine()}',
                  scenimefy=f'{scenimefy.__version__} in {Path(scenimefy.__file__).parent}',
                  commit=output_of('git', 'describe', '--always', '--dirty') or 'unknown')
-    if not kit.cuda: return dict(card='none: ran on the CPU' + ', at a tiny size'*kit.tiny, **about)
+    if not kit.cuda:
+        card = 'none: ran on the CPU, at a tiny size' if kit.tiny else 'none: ran on the CPU'
+        return dict(card=card, **about)
     p = torch.cuda.get_device_properties(kit.device)
     driver = output_of('nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader').split('\n')[0]
     return dict(card=p.name, memory=f'{p.total_memory/2**30:.1f} GiB', capability=f'{p.major}.{p.minor}',
-                driver=driver or 'unknown', cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(), **about)
+                driver=driver or 'unknown', cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version(),
+                **about)
 
 
 PARTS = {'data': data, 'checks': checks, 'bench': bench, 'training': training}
@@ -1129,9 +1279,10 @@ def get_ready(kit):
     if kit.cuda and not torch.cuda.is_available():
         raise Skip('no CUDA card here; `--device cpu --tiny` tries the script itself')
     about = kit.record['about']
-    kit.record['machine'] = kit.record['machine'] or machine(kit)
-    name = card_name(kit.record['machine']['card']) if kit.cuda else 'cpu' + '-tiny'*kit.tiny
-    about['name'] = about.get('name') or name
+    if not kit.record['machine']: kit.record['machine'] = machine(kit)
+    if about.get('name'): return
+    if kit.cuda: about['name'] = card_name(kit.record['machine']['card'])
+    else: about['name'] = 'cpu-tiny' if kit.tiny else 'cpu'
 
 
 def work(args):
@@ -1154,9 +1305,10 @@ def work(args):
 
 def command(args, part, until):
     "What starts the process of a part."
-    words = [sys.executable, __file__, '--part', part, '--until', str(until), '--work', args.work, '-o', args.out,
-             '--device', args.device, '--train', args.train, *(['--tiny'] if args.tiny else []),
-             *(['--state', args.state] if args.state else [])]
+    words = [sys.executable, __file__, '--part', part, '--until', until, '--work', args.work, '-o', args.out,
+             '--device', args.device, '--train', args.train]
+    if args.tiny: words.append('--tiny')
+    if args.state: words += ['--state', args.state]
     return [str(w) for w in words]
 
 
@@ -1166,18 +1318,20 @@ def start(args, part, until):
     if part == 'checks': env.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')        # for `repeatable`
     if part == 'data': env.update(OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
     args.work.mkdir(parents=True, exist_ok=True)
-    with open(args.work/f'{part}.err', 'wb') as errors:            # a group of its own, so that `end` finds its helpers
+    with open(args.work/f'{part}.err', 'wb') as errors:      # a group of its own: `end` finds its helpers
         return subprocess.Popen(command(args, part, until), env=env, stderr=errors, preexec_fn=os.setpgrp)
 
 
 def last_words(args, part):
     "The end of what a part said on stderr."
     file = args.work/f'{part}.err'
-    return file.read_text(errors='replace').replace('\r', '\n')[-1500:] if file.exists() else ''
+    if not file.exists(): return ''
+    return file.read_text(errors='replace').replace('\r', '\n')[-1500:]
 
 
 def end(child, seconds=0.):
-    "Wait so long for a process, then stop it, gently first: a training saves its state. Its status; None: stopped."
+    """Wait so long for a process, then stop it, gently first: a training saves its state. Its status; None:
+    stopped."""
     status = None
     try:
         with contextlib.suppress(subprocess.TimeoutExpired): status = child.wait(max(0., seconds))
@@ -1185,7 +1339,8 @@ def end(child, seconds=0.):
             child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired): child.wait(5)
     finally:
-        with contextlib.suppress(ProcessLookupError): os.killpg(child.pid, signal.SIGKILL)     # and its helpers
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)               # and its helpers
         child.wait()
     return status
 
@@ -1198,7 +1353,8 @@ def note_death(args, part, status):
     if running: record[running.pop('section')].append(dict(running, error=why))
     record['parts'][part] = dict(error=why, traceback=last_words(args, part))
     record.save()
-    print(f'{part}: {why}' + (f" ({running['name']})" if running else ''), flush=True)
+    doing = f" ({running['name']})" if running else ''
+    print(f'{part}: {why}{doing}', flush=True)
     return status is not None and (running is not None or status == BROKEN)
 
 
@@ -1206,17 +1362,22 @@ def run_part(args, part, deadline, until):
     "A part until its deadline; after a crash it goes on behind the item that crashed."
     while True:
         status = end(start(args, part, until), deadline - time.time())
-        if status == 0 or not note_death(args, part, status) or time.time() > until: return
+        if status == 0: return
+        goes_on = note_death(args, part, status)
+        if not goes_on or time.time() > until: return
 
 
 def finish_data(args, child, deadline):
     "Wait for the data; what is complete by then is what the training gets."
     status = end(child, deadline - time.time())
     failed, record = Path(args.work)/'data-failed', Record(args.out)
-    ready = len(list(Path(args.work).glob('data/portion-*/complete')))
-    how = 'its time was over' if status is None else f'its process ended with status {status}' if status else 'done'
-    record['parts']['data'] = dict(ended=f'{how}, {ready} portions')
     if failed.exists(): record['parts']['data'] = json.loads(failed.read_text())
+    else:
+        how = 'done'
+        if status is None: how = 'its time was over'
+        elif status != 0: how = f'its process ended with status {status}'
+        ready = len(list(Path(args.work).glob('data/portion-*/complete')))
+        record['parts']['data'] = dict(ended=f'{how}, {ready} portions')
     record.save()
 
 
@@ -1224,14 +1385,16 @@ def conduct(args):
     "All parts, one after the other, inside the time."
     began, total = time.time(), .98*60*args.minutes           # the rest is for ending processes
     record = Record(args.out, fresh=True)
-    record['about'] = dict(name=args.name, minutes=args.minutes, tiny=args.tiny, device=args.device, train=args.train,
-                           parts=args.only)
+    record['about'] = dict(name=args.name, minutes=args.minutes, tiny=args.tiny, device=args.device,
+                           train=args.train, parts=args.only)
     record['missing'] = missing()
     for name, why in record['missing'].items(): print(f'missing here: {name} (for {why})', flush=True)
     record.save()
-    child = start(args, 'data', began + total) if args.train != 'none' and 'training' in args.only else None
+    child = None
+    if args.train != 'none' and 'training' in args.only: child = start(args, 'data', began + total)
     try:
-        for part in (p for p in SHARES if p in args.only):
+        for part in SHARES:
+            if part not in args.only: continue
             if child and part != 'checks':
                 finish_data(args, child, began + SHARES['checks']*total)
                 child = None
@@ -1248,27 +1411,32 @@ def report(args, seconds):
     record['about']['took'] = round(seconds, 1)
     record.save()
     files = [f for f in record.out.rglob('*') if f.is_file()]
-    print(f'{seconds:.0f} s; {len(files)} files in {args.out}, {sum(f.stat().st_size for f in files)/1e6:.1f} MB'
-          + (f'; only {FILES} come back from a lent machine' if len(files) > FILES else ''))
+    size = sum(f.stat().st_size for f in files)
+    warning = f'; only {FILES} come back from a lent machine' if len(files) > FILES else ''
+    print(f'{seconds:.0f} s; {len(files)} files in {args.out}, {size/1e6:.1f} MB{warning}')
     for part, state in record['parts'].items():
         if 'error' in state: print(f"{part}: {state['error']}")
     passed, failed, skipped = record.tally()
     print(f'{passed} passed, {failed} failed, {skipped} skipped', flush=True)
-    return 1 if failed or ('checks' in args.only and not passed) else 0
+    none_made = 'checks' in args.only and not passed
+    return 1 if failed or none_made else 0
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument('-o', '--out', type=Path, required=True, help='folder for what is learned')
     parser.add_argument('--minutes', type=float, default=9., help='the whole ends within this time')
     parser.add_argument('--device', default='cuda')
     parser.add_argument('--tiny', action='store_true', help='sizes for trying the script on a CPU')
-    parser.add_argument('--train', choices=tuple(CANDIDATES), default='translator', help='for the last minutes')
+    parser.add_argument('--train', choices=tuple(CANDIDATES), default='translator',
+                        help='for the last minutes')
     parser.add_argument('--only', nargs='+', choices=tuple(SHARES), default=list(SHARES), help='parts to run')
     parser.add_argument('--state', type=Path, help='OUT/train of an earlier run, to go on from')
     parser.add_argument('--name', help='of CARD.json; otherwise made from the card')
     parser.add_argument('--work', type=Path, help='folder for data and runs, kept; otherwise a temporary one')
-    parser.add_argument('--join', type=Path, help='only put the parts of a state in this folder into one file, -o')
+    parser.add_argument('--join', type=Path,
+                        help='only put the parts of a state in this folder into one file, -o')
     parser.add_argument('--part', choices=tuple(PARTS), help=argparse.SUPPRESS)
     parser.add_argument('--until', type=float, help=argparse.SUPPRESS)
     return parser.parse_args(argv)

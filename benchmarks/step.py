@@ -14,21 +14,44 @@ import sys
 VARIANTS = [('plain', 'fp32'), ('fast', 'fp32'), ('plain', 'bf16'), ('fast', 'bf16')]
 
 
+def layout_of(reading, precision, device):
+    "How pictures lie in memory: as the library has them for that reading on that device."
+    import torch
+    if reading == 'fast' and (precision == 'bf16' or device == 'cuda'): return torch.channels_last
+    return torch.contiguous_format
+
+
+def pictures(size, device, layout):
+    "Four batches of one random picture."
+    import torch
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.rand(1, 3, size, size, generator=generator)*2 - 1 for _ in range(4)]
+    return [b.to(device, memory_format=layout) for b in batches]
+
+
+def peak_bytes(device):
+    "The most memory that this process has held: the card's, or its own on a CPU."
+    import resource
+    import torch
+    if device == 'cuda': return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+
+
 def one(reading, precision, size, ngf, repeat):
     "Time `repeat` steps after one to warm up; print a JSON line."
-    import contextlib, resource, time
+    import contextlib
+    import time
     import torch
     from scenimefy.semisup import Networks, SemisupSettings, draw_ids, fast_step, make_optimizers, plain_step
     torch.set_num_threads(2)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     cfg = SemisupSettings.preset('paper').but(size=size, load_size=size, ngf=ngf, ndf=ngf)
-    layout = torch.channels_last if reading == 'fast' and (precision == 'bf16' or device == 'cuda') else torch.contiguous_format
+    layout = layout_of(reading, precision, device)
     nets = Networks(cfg).to(device, memory_format=layout)
     optims = make_optimizers(nets, cfg)
-    amp = (lambda: torch.autocast(device, torch.bfloat16)) if precision == 'bf16' else contextlib.nullcontext
-    generator = torch.Generator().manual_seed(0)
-    batch = [(torch.rand(1, 3, size, size, generator=generator)*2 - 1).to(device, memory_format=layout) for _ in range(4)]
-    times = []
+    amp = contextlib.nullcontext
+    if precision == 'bf16': amp = lambda: torch.autocast(device, torch.bfloat16)
+    batch, times = pictures(size, device, layout), []
     for step in range(repeat + 1):
         ids = draw_ids(cfg, step, device)
         began = time.perf_counter()
@@ -37,12 +60,20 @@ def one(reading, precision, size, ngf, repeat):
             with amp(): plain_step(nets, optims, batch, ids, cfg, 1)
         if device == 'cuda': torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    peak = torch.cuda.max_memory_allocated() if device == 'cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
-    print(json.dumps(dict(seconds=times[1:], peak=peak)))
+    print(json.dumps(dict(seconds=times[1:], peak=peak_bytes(device))))
+
+
+def in_a_process(variant, args):
+    "What `one` prints for a variant, in a process of its own."
+    words = [sys.executable, __file__, '--one', *variant,
+             '--size', args.size, '--ngf', args.ngf, '--repeat', args.repeat]
+    done = subprocess.run([str(w) for w in words], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument('--size', type=int, default=256)
     parser.add_argument('--ngf', type=int, default=64)
     parser.add_argument('--repeat', type=int, default=3)
@@ -53,16 +84,18 @@ def main():
     seconds, peak = {v: [] for v in VARIANTS}, {v: 0 for v in VARIANTS}
     for _ in range(args.rounds):
         for v in VARIANTS:
-            command = [sys.executable, __file__, '--one', *v, '--size', args.size, '--ngf', args.ngf, '--repeat', args.repeat]
-            out = json.loads(subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout)
+            out = in_a_process(v, args)
             seconds[v] += out['seconds']
             peak[v] = max(peak[v], out['peak'])
     base = VARIANTS[0]
+    base_seconds = statistics.median(seconds[base])
     print(f'one step at {args.size} px, ngf {args.ngf}, batch 1; median of {len(seconds[base])}')
     print(f"{'':14}{'seconds':>9}{'faster':>9}{'peak GiB':>10}{'memory':>9}")
     for v in VARIANTS:
+        reading, precision = v
         s = statistics.median(seconds[v])
-        print(f"{v[0]:<7}{v[1]:<7}{s:>9.2f}{statistics.median(seconds[base])/s:>8.2f}×{peak[v]/2**30:>10.2f}{peak[v]/peak[base]:>8.2f}×")
+        print(f'{reading:<7}{precision:<7}{s:>9.2f}{base_seconds/s:>8.2f}×'
+              f'{peak[v]/2**30:>10.2f}{peak[v]/peak[base]:>8.2f}×')
 
 
 if __name__ == '__main__': main()

@@ -1,4 +1,5 @@
-"README.md from nbs/index.ipynb: `python tests/make_readme.py`, or `make readme` (nbdev's own way needs Quarto)."
+"""README.md from nbs/index.ipynb: `python tests/make_readme.py`, or `make readme`. nbdev's own way needs
+Quarto."""
 import re
 from pathlib import Path
 

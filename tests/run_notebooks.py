@@ -1,11 +1,11 @@
-"""Execute notebooks in place, as `nbdev_test` would: cells for a GPU, the network or an evening are left alone.
+"""Execute notebooks in place, as `nbdev_test` would: cells for a GPU, the network or an evening are left out.
 
-    python tests/run_notebooks.py nbs/06_losses.ipynb …             # in place, with outputs and their descriptions
-    python tests/run_notebooks.py --twice nbs/06_losses.ipynb …     # two runs in one kernel; nothing is written
-    python tests/run_notebooks.py --describe nbs/06_losses.ipynb …  # only copies the descriptions to the outputs
+    python tests/run_notebooks.py nbs/06_losses.ipynb …             # in place, with outputs
+    python tests/run_notebooks.py --twice nbs/06_losses.ipynb …     # twice in one kernel; writes nothing
+    python tests/run_notebooks.py --describe nbs/06_losses.ipynb …  # only copies the descriptions
 
-A cell that draws keeps a description of each of its figures in its metadata (`alt`, a list of texts). They are copied
-to the outputs, where readers of the screen and converted pages find them.
+A cell that draws keeps a description of each of its figures in its metadata (`alt`, a list of texts). They
+are copied to the outputs, where screen readers and converted pages find them.
 
 One notebook after the other: kernels that start at the same moment sometimes wait for each other forever.
 """
@@ -30,20 +30,27 @@ class Client(NotebookClient):
 
 
 def execute(nb):
-    Client(nb, timeout=900, kernel_name='python3', resources={'metadata': {'path': 'nbs'}}, record_timing=False).execute()
+    "Run the cells of a notebook that is in memory, in the folder of the notebooks."
+    place = {'metadata': {'path': 'nbs'}}
+    Client(nb, timeout=900, kernel_name='python3', resources=place, record_timing=False).execute()
 
 
 def figures(cell) -> list: # of (output, kind of picture)
-    return [(o, kind) for o in cell.get('outputs', []) for kind in PICTURES if kind in o.get('data', {})]
+    found = []
+    for output in cell.get('outputs', []):
+        found += [(output, kind) for kind in PICTURES if kind in output.get('data', {})]
+    return found
 
 
 def describe(nb):
     "Copy the descriptions of a cell's figures to its outputs."
     for cell in nb.cells:
-        for (output, kind), text in zip(figures(cell), cell.metadata.get('alt', [])): output.metadata[kind] = {'alt': text}
+        texts = cell.metadata.get('alt', [])
+        for (output, kind), text in zip(figures(cell), texts): output.metadata[kind] = {'alt': text}
 
 
 def run(path):
+    "Execute a notebook and write it back with its outputs."
     start, nb = time.perf_counter(), nbformat.read(path, 4)
     execute(nb)
     nb.metadata.pop('widgets', None)
@@ -53,11 +60,20 @@ def run(path):
 
 
 def run_twice(path):
-    "All cells, and then all cells again, as a reader does who presses Run All a second time. In this process, as nbdev_test."
+    """All cells, and then all cells again, as a reader does who presses Run All a second time. In this
+    process, as nbdev_test."""
     from execnb.nbio import read_nb
     from execnb.shell import CaptureShell
+    def left_out(cell): return bool(SKIPPED.search(cell.source))
     shell = CaptureShell(path)
-    for _ in range(2): shell.run_all(read_nb(path), exc_stop=True, preproc=lambda cell: bool(SKIPPED.search(cell.source)))
+    for _ in range(2): shell.run_all(read_nb(path), exc_stop=True, preproc=left_out)
+
+
+def only_describe(path):
+    "Copy the descriptions in a notebook's file, without executing it."
+    nb = nbformat.read(path, 4)
+    describe(nb)
+    nbformat.write(nb, path)
 
 
 if __name__ == '__main__':
@@ -67,8 +83,5 @@ if __name__ == '__main__':
             path = os.path.abspath(path)
             os.chdir(os.path.dirname(path))
             run_twice(path)
-        elif '--describe' in sys.argv:
-            nb = nbformat.read(path, 4)
-            describe(nb)
-            nbformat.write(nb, path)
+        elif '--describe' in sys.argv: only_describe(path)
         else: run(path)

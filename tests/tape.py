@@ -6,7 +6,9 @@ class Tape:
     "An optimizer that moves nothing and keeps the gradients of each step."
     def __init__(self, name, net, log): self.name, self.net, self.log = name, net, log
     def zero_grad(self): self.net.zero_grad()
-    def step(self): self.log.append((self.name, {k: p.grad.clone() for k, p in self.net.named_parameters() if p.grad is not None}))
+    def step(self):
+        parameters = self.net.named_parameters()
+        self.log.append((self.name, {k: p.grad.clone() for k, p in parameters if p.grad is not None}))
 
 
 def slopes(loss, net):

@@ -1,6 +1,8 @@
-"The kit for a lent GPU, tried where there is none: the whole of it at a tiny size, and what it does when things fail."
+"""The kit for a lent GPU, tried where there is none: the whole of it at a tiny size, and what it does when
+things fail."""
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -28,7 +30,8 @@ def gpu():
 def run(*words):
     "The script as a person would start it, on one core."
     env = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    return subprocess.run([sys.executable, str(SCRIPT), *map(str, words)], env=env, capture_output=True, text=True)
+    words = [sys.executable, str(SCRIPT), *map(str, words)]
+    return subprocess.run(words, env=env, capture_output=True, text=True)
 
 
 def record_in(out): return json.loads((out/'gpu.json').read_text())
@@ -38,7 +41,8 @@ def record_in(out): return json.loads((out/'gpu.json').read_text())
 def tiny(tmp_path_factory):
     "One tiny run of everything."
     out, kept = tmp_path_factory.mktemp('out'), tmp_path_factory.mktemp('kept')
-    done = run('--device', 'cpu', '--tiny', '-o', out, '--minutes', 10, '--work', kept)   # time for a busy machine
+    minutes = 10                                                          # enough on a busy machine
+    done = run('--device', 'cpu', '--tiny', '-o', out, '--minutes', minutes, '--work', kept)
     return SimpleNamespace(out=out, kept=kept, done=done, record=record_in(out))
 
 
@@ -46,8 +50,9 @@ def tiny(tmp_path_factory):
 
 def test_every_part_is_there(tiny):
     assert tiny.done.returncode == 0, tiny.done.stdout[-3000:] + tiny.done.stderr[-2000:]
-    assert {part: state.get('ended', state)[:4] for part, state in tiny.record['parts'].items()} == \
-        dict.fromkeys(('checks', 'data', 'bench', 'training'), 'done')
+    parts = tiny.record['parts']
+    assert set(parts) == {'checks', 'data', 'bench', 'training'}
+    assert all(state.get('ended', '').startswith('done') for state in parts.values()), parts
     assert tiny.done.stdout.splitlines()[-1] == f"{len(tiny.record['checks'])} passed, 0 failed, 0 skipped"
     assert 'torch' in tiny.record['machine'] and tiny.record['missing'] == {}
     assert (tiny.out/'cpu-tiny.json').read_text() == (tiny.out/'gpu.json').read_text()
@@ -91,8 +96,8 @@ def test_parts_of_a_state_make_the_checkpoint(tiny, gpu, tmp_path):
 
 def test_table(tiny):
     text = (tiny.out/'gpu.md').read_text()
-    for title in ('## Checks', '### Stage 3 step', '### stylize', '### StyleGAN step', '### pairs', '## Training'):
-        assert title in text
+    titles = ('## Checks', '### Stage 3 step', '### stylize', '### StyleGAN step', '### pairs', '## Training')
+    for title in titles: assert title in text
 
 
 # ---- a training cut short
@@ -101,7 +106,8 @@ def train_here(gpu, tiny, out, until, state=None):
     "The training part, in this process, with the pictures of the tiny run."
     (out/'work').mkdir(parents=True)
     (out/'work'/'data').symlink_to(tiny.kept/'data')
-    words = ['--device', 'cpu', '--tiny', '--part', 'training', '--until', until, '--work', out/'work', '-o', out]
+    words = ['--device', 'cpu', '--tiny', '--part', 'training', '--until', until,
+             '--work', out/'work', '-o', out]
     if state: words += ['--state', state]
     assert gpu.main([str(w) for w in words]) == 0
     return record_in(out)['training']
@@ -148,25 +154,32 @@ def test_a_part_that_raises(gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, 'CHECKS', {'easy': lambda kit: [('nothing', 0., 1.)]})
     assert gpu.main([*words, '-o', str(tmp_path)]) == 0
     record = record_in(tmp_path)
-    assert record['parts']['bench']['error'] == 'ValueError: broken on purpose' and record['training'] == {'done': True}
-    assert record['parts']['checks']['ended'] == 'done' and 'broken on purpose' in (tmp_path/'gpu.md').read_text()
+    assert record['parts']['bench']['error'] == 'ValueError: broken on purpose'
+    assert record['training'] == {'done': True} and record['parts']['checks']['ended'] == 'done'
+    assert 'broken on purpose' in (tmp_path/'gpu.md').read_text()
 
 
 def test_checks_that_fail(gpu, monkeypatch, tmp_path, capsys):
     def absent(kit): import no_such_module_at_all
-    found = {'raises': boom, 'too far': lambda kit: [('gap', 2., 1.)], 'NaN': lambda kit: [('gap', float('nan'), 1.)],
-             'cannot': absent, 'good': lambda kit: [('gap', .5, 1.), ('only to know', 9., None)]}
+    found = {'raises': boom,
+             'too far': lambda kit: [('gap', 2., 1.)],
+             'NaN': lambda kit: [('gap', float('nan'), 1.)],
+             'cannot': absent,
+             'good': lambda kit: [('gap', .5, 1.), ('only to know', 9., None)]}
     monkeypatch.setattr(gpu, 'CHECKS', found)
     assert gpu.main([*small(gpu, monkeypatch, checks=gpu.checks), '-o', str(tmp_path)]) == 1
     rows = {row['name']: row for row in record_in(tmp_path)['checks']}
-    assert list(rows) == list(found) and rows['good']['ok'] and not rows['too far']['ok'] and not rows['NaN']['ok']
-    assert 'broken on purpose' in rows['raises']['traceback'] and 'no_such_module' in rows['cannot']['skipped']
+    assert list(rows) == list(found)
+    assert rows['good']['ok'] and not rows['too far']['ok'] and not rows['NaN']['ok']
+    assert 'broken on purpose' in rows['raises']['traceback']
+    assert 'no_such_module' in rows['cannot']['skipped']
     assert rows['NaN']['numbers'][0]['gap'] == 'nan'
     assert capsys.readouterr().out.splitlines()[-1] == '1 passed, 3 failed, 1 skipped'
 
 
 def test_largest_keeps_nan(gpu):
-    assert gpu.largest([3., 1.]) == 3. and gpu.largest([1., float('nan'), 3.]) != gpu.largest([1., float('nan')])
+    assert gpu.largest([3., 1.]) == 3.
+    for numbers in ([1., float('nan'), 3.], [1., float('nan')]): assert math.isnan(gpu.largest(numbers))
 
 
 def test_a_row_whose_base_failed(gpu):
@@ -190,7 +203,8 @@ sys.exit(gpu.main(sys.argv[2:]))
 def test_a_process_that_dies_loses_one_item(gpu, monkeypatch, tmp_path):
     "The next life of the part goes on behind it."
     real = gpu.command
-    monkeypatch.setattr(gpu, 'command', lambda *a: [sys.executable, '-c', DIES, str(SCRIPT), *real(*a)[2:]])
+    def command(*args): return [sys.executable, '-c', DIES, str(SCRIPT), *real(*args)[2:]]
+    monkeypatch.setattr(gpu, 'command', command)
     monkeypatch.setenv('PYTHONPATH', str(ROOT))
     words = ['--device', 'cpu', '--tiny', '--only', 'checks', '--train', 'none', '-o', str(tmp_path)]
     assert gpu.main(words) == 1
@@ -209,14 +223,16 @@ time.sleep(60)
 
 def test_it_ends_in_time(gpu, monkeypatch, tmp_path):
     "A part that hangs is stopped at the end of its share, and so are its helpers."
-    monkeypatch.setattr(gpu, 'command', lambda *a: [sys.executable, '-c', HANGS, str(tmp_path/'helpers')])
+    def command(*args): return [sys.executable, '-c', HANGS, str(tmp_path/'helpers')]
+    monkeypatch.setattr(gpu, 'command', command)
     began = time.monotonic()
     assert gpu.main(['--device', 'cpu', '--tiny', '--minutes', '.05', '-o', str(tmp_path)]) == 1
     assert time.monotonic() - began < 15
     for pid in map(int, (tmp_path/'helpers').read_text().split()):
         assert not alive(pid), pid
     states = record_in(tmp_path)['parts']
-    assert all(states[p]['error'] == 'stopped at the end of its time' for p in ('checks', 'bench', 'training'))
+    for part in ('checks', 'bench', 'training'):
+        assert states[part]['error'] == 'stopped at the end of its time', part
 
 
 def test_without_a_card(tmp_path):
@@ -228,7 +244,8 @@ def test_without_a_card(tmp_path):
 
 
 def test_large_files(gpu, monkeypatch, tmp_path):
-    "A state above the limit comes in parts; anything else stays where it is, and so does a state with one huge tensor."
+    """A state above the limit comes in parts; anything else stays where it is, and so does a state with one
+    huge tensor."""
     out, state = tmp_path/'out', 'step-00000001.safetensors'
     out.mkdir()
     save_file({str(i): torch.full((1000,), float(i)) for i in range(9)}, tmp_path/state, {'step': '1'})
@@ -237,10 +254,12 @@ def test_large_files(gpu, monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, 'LIMIT', 16_000)
     found = {name: gpu.bring(tmp_path/name, out) for name in (state, 'film.bin', 'huge.safetensors')}
     assert len(found[state]['files']) > 1 and all(f.stat().st_size <= 16_000 for f in out.iterdir())
-    for name in ('film.bin', 'huge.safetensors'): assert not found[name]['files'] and name in found[name]['left_out'][0]
+    for name in ('film.bin', 'huge.safetensors'):
+        assert not found[name]['files'] and name in found[name]['left_out'][0]
     gpu.join_state(out, tmp_path/'joined.safetensors')
     assert (load_file(tmp_path/'joined.safetensors')['8'] == 8).all()
-    next(out.iterdir()).unlink()
+    a_part = list(out.iterdir())[0]
+    a_part.unlink()
     with pytest.raises(ValueError, match='all parts'): gpu.join_state(out, tmp_path/'joined.safetensors')
 
 
