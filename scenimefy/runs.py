@@ -52,6 +52,7 @@ def state_tensors(nets, optims, ema=None) -> dict:
         params = dict(getattr(nets, name).named_parameters())
         for key, p in params.items():
             state |= {f'optim/{name}/{key}/{what}': v for what, v in optim.state.get(p, {}).items()}
+    # `average/` is the name in files: checkpoints of earlier versions can be resumed
     if ema is not None: state |= {f'average/{k}': v for k, v in ema.state_dict().items()}
     state['rng/cpu'] = torch.get_rng_state()
     if torch.cuda.is_available(): state['rng/cuda'] = torch.cuda.get_rng_state()
