@@ -11,8 +11,8 @@ from PIL import Image
 import scenimefy.baselines as B
 from scenimefy.baselines import (PUBLISHED_1, _NOT_HERE_1, RECIPES, STEPS, TABLE_1, BaselineRun,
                                  BaselineSettings, baseline_weights, blur, color_reconstruction,
-                                 color_statistics, color_transfer, feature_l1, from_lab, gram, gray, gray_style,
-                                 smooth_edges, to_lab, _world_statistics, yuv)
+                                 color_statistics, color_transfer, feature_l1, from_lab, gram, gray,
+                                 gray_style, smooth_edges, to_lab, _world_statistics, yuv)
 from scenimefy.core import SettingsError, seeded
 from scenimefy.data import Transform
 from scenimefy.runs import run_training
@@ -244,7 +244,8 @@ def test_two_lives_equal_one(world, tmp_path, name):
     run_training(start(world, name, tmp_path/'cut'), resume=True)
     a, b = (read_checkpoint(checkpoints(tmp_path/k)[-1])[0] for k in ('whole', 'cut'))
     assert set(a) == set(b) and len(a) > 50
-    assert all(torch.equal(a[k], b[k]) for k in a if k != 'rng/cpu')     # other tests draw from the global generator
+    # other tests draw from the global generator
+    assert all(torch.equal(a[k], b[k]) for k in a if k != 'rng/cpu')
 
 
 def test_the_result_is_a_translator_that_stylize_reads(world, tmp_path):

@@ -154,7 +154,7 @@ def test_order_and_factors(files, tmp_path):
     cfg = TOY.but(r1=10., lam_clip=.7, lam_perc=3., lam_patch=.2)
     r = new_run(files, tmp_path, cfg)
     G, D, real = r.nets.G, r.nets.D, first_batch(r)[0]
-    with torch.no_grad(): G.to_rgbs[-1].bias.add_(.1)           # a copy of the source would have no scene terms
+    with torch.no_grad(): G.to_rgbs[-1].bias.add_(.1)       # a copy of the source would have no scene terms
     for step, want in ((0, 'DDG'), (1, 'DG'), (2, 'DDG')):
         log = []
         tapes = {n: Tape(n, r.nets[n], log) for n in 'GD'}

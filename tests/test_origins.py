@@ -23,16 +23,18 @@ CLASSES = [AblateSettings, BakeSettings, BaselineSettings, ClipSettings, DemoSet
 
 PAPER = {
     'FinetuneSettings': dict(
-        steps='§4.1', blocks='A.1', lam_clip='§4.1', lam_perc='§4.1', lam_patch='§4.1', crops='A.1', crop='A.1',
-        negatives='§3.1', perceptual='A.1'),
+        steps='§4.1', blocks='A.1', lam_clip='§4.1', lam_perc='§4.1', lam_patch='§4.1', crops='A.1',
+        crop='A.1', negatives='§3.1', perceptual='A.1'),
     'SelectSettings': dict(count='§4.1', max_lbce='§3.2', min_categories='§3.2', psi='§4.1', segmenter='A.2'),
     'SemisupSettings': dict(
-        size='§4.1', batch='A.2', epochs='§4.1', n_blocks='A.1', n_patches='A.1', lam_gan='Eq. 7', lam_src='§4.1',
-        lam_hdce='§4.1', lam_gan_sup='Eq. 4', lam_style='§4.1', lam_l1='appendix C', decay='§3.3'),
+        size='§4.1', batch='A.2', epochs='§4.1', n_blocks='A.1', n_patches='A.1', lam_gan='Eq. 7',
+        lam_src='§4.1', lam_hdce='§4.1', lam_gan_sup='Eq. 4', lam_style='§4.1', lam_l1='appendix C',
+        decay='§3.3'),
     'PretrainSettings': dict(size='§4.1')}
 PAPER['TermWeights'] = {k: v for k, v in PAPER['SemisupSettings'].items() if k.startswith('lam_')}
 PAPER['BaselineSettings'] = PAPER['SemisupSettings']      # a rival is trained by the same run
-OTHERS = ('released code', 'released weights', 'StyleGAN2 code by rosinality', 'ours', 'CartoonGAN', 'AnimeGAN')
+OTHERS = ('released code', 'released weights', 'StyleGAN2 code by rosinality', 'ours',
+          'CartoonGAN', 'AnimeGAN')
 
 
 def every_class():

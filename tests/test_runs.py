@@ -18,9 +18,9 @@ from torch import nn
 import scenimefy.runs as runs
 from scenimefy.core import SettingsError, UserError, opt, seeded
 from scenimefy.data import ImageSet
-from scenimefy.runs import (CheckpointError, Diverged, RunSettings, Stopped, TrainingRun, checkpoints, descend,
-                            read_checkpoint, read_history, _read_lines, restore, run_training, state_tensors,
-                            stop_signals, update_ema)
+from scenimefy.runs import (CheckpointError, Diverged, RunSettings, Stopped, TrainingRun, checkpoints,
+                            descend, read_checkpoint, read_history, _read_lines, restore, run_training,
+                            state_tensors, stop_signals, update_ema)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,8 @@ def test_reference_step(reference, reading, epoch):
     got = reading(nets, optims, batch, dict(F=ids, F_s=ids), cfg, epoch, **extra)
     if reading is plain_step: keep(nets.present())
     prefix = f'loss/epoch{epoch}/'
-    want = {k.removeprefix(prefix): v.item() for k, v in ref.items() if k.startswith(prefix) and v.numel() == 1}
+    losses = {k.removeprefix(prefix): v for k, v in ref.items() if k.startswith(prefix)}
+    want = {k: v.item() for k, v in losses.items() if v.numel() == 1}
     pairs = {'src': ('loss_SRC', cfg.lam_src), 'style': ('loss_NCE_s', cfg.lam_style),
              'hdce': ('loss_HDCE', cfg.lam_hdce), 'idt': ('loss_HDCE_Y', cfg.lam_hdce),
              'total': ('loss_G', 1.), 'D': ('loss_D', 1.), 'D_p': ('loss_D_p', 1.)}
@@ -299,7 +300,8 @@ def test_two_processes_equal_one_with_twice_the_batch(folders, tmp_path):
     command = [sys.executable, str(script), *map(str, folders), str(tmp_path/'two'), cfg.to_json()]
     def start_one(rank):
         own = dict(env, RANK=str(rank), LOCAL_RANK=str(rank))
-        return subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, env=own, text=True,
+                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     for p in [start_one(rank) for rank in (0, 1)]:
         _, errors = p.communicate(timeout=120)
         assert p.returncode == 0, errors[-1500:]

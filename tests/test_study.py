@@ -14,8 +14,9 @@ import scenimefy.study as S
 from scenimefy.core import UserError, seeded
 from scenimefy.data import ImageError
 from scenimefy.study import (_COLUMNS, _CRITERIA, _PAPER_METHODS, _PAPER_TABLE_2, Booth, arrangement,
-                             bootstrap, _cast, open_study, _pending, _questions, read_votes, _shares, simulate,
-                             table_2, tabulate, voter_intervals, voters_needed, _votes_file, wilson, winner_p)
+                             bootstrap, _cast, open_study, _pending, _questions, read_votes, _shares,
+                             simulate, table_2, tabulate, voter_intervals, voters_needed, _votes_file,
+                             wilson, winner_p)
 
 
 def picture(key, size=(24, 16)):
