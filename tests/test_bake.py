@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from scenimefy import bake as baking
-from scenimefy.bake import (_ABOUT, _GAN, _MEANING, _PHASES, _RECIPES, BakeSettings, Kitchen, bake, _pair_scores,
-                            translator_scores, _write_card)
+from scenimefy.bake import (_ABOUT, _GAN, _MEANING, _PHASES, _RECIPES, BakeSettings, Kitchen, bake,
+                            _pair_scores, translator_scores, _write_card)
 from scenimefy.core import SettingsError, UserError
 from scenimefy.priors import load_clip, load_segmenter
 from scenimefy.runs import _read_lines

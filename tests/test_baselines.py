@@ -1,4 +1,5 @@
-"Baselines: every loss against a slow twin, runs that resume exactly, and nothing that a warm-up or a zero weight hides."
+"""Baselines: every loss against a slow twin, runs that resume exactly, and nothing that a warm-up or a zero
+weight hides."""
 import copy
 import json
 
@@ -8,9 +9,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 import scenimefy.baselines as B
-from scenimefy.baselines import (PUBLISHED_1, _NOT_HERE_1, RECIPES, STEPS, TABLE_1, BaselineRun, BaselineSettings, baseline_weights,
-                                 blur, color_reconstruction, color_statistics, color_transfer, feature_l1, from_lab, gram,
-                                 gray, gray_style, smooth_edges, to_lab, _world_statistics, yuv)
+from scenimefy.baselines import (PUBLISHED_1, _NOT_HERE_1, RECIPES, STEPS, TABLE_1, BaselineRun,
+                                 BaselineSettings, baseline_weights, blur, color_reconstruction,
+                                 color_statistics, color_transfer, feature_l1, from_lab, gram, gray,
+                                 gray_style, smooth_edges, to_lab, _world_statistics, yuv)
 from scenimefy.core import SettingsError, seeded
 from scenimefy.data import Transform
 from scenimefy.runs import run_training
@@ -18,8 +20,9 @@ from scenimefy.semisup import SemisupSettings, draw_ids
 from scenimefy.world import write_world
 from tape import Tape
 
-SMALL = BaselineSettings.preset('tiny').but(size=32, load_size=32, ngf=4, n_blocks=5, ndf=4, head_dim=8, n_patches=16, epochs=2,
-                                            epoch_steps=2, log_every=1, sample_every=4, save_every=2)
+SMALL = BaselineSettings.preset('tiny').but(
+    size=32, load_size=32, ngf=4, n_blocks=5, ndf=4, head_dim=8, n_patches=16, epochs=2, epoch_steps=2,
+    log_every=1, sample_every=4, save_every=2)
 
 
 @pytest.fixture(scope='module')
@@ -28,9 +31,18 @@ def world(tmp_path_factory):
 
 
 def settings(name, **changes): return SMALL.but(method=name, **RECIPES[name] | {'warmup': 0} | changes)
+
+
 def start(world, name, folder, **changes):
-    return BaselineRun(settings(name, **changes), world/'photos', world/'anime', world/'pairs', folder, device='cpu')
-def noise(key, *shape, dtype=torch.float32): return torch.rand(*shape, generator=seeded('baselines', key), dtype=dtype)*1.9 - .95
+    cfg = settings(name, **changes)
+    return BaselineRun(cfg, world/'photos', world/'anime', world/'pairs', folder, device='cpu')
+
+
+def first_batch(r): return next(iter(r.feed()))
+
+
+def noise(key, *shape, dtype=torch.float32):
+    return torch.rand(*shape, generator=seeded('baselines', key), dtype=dtype)*1.9 - .95
 
 
 # ---- colors
@@ -41,7 +53,8 @@ def test_lab_against_the_formula_pixel_by_pixel():
     for i in range(2):
         for j in range(2):
             rgb = [(v + 1)/2 for v in x[0, :, i, j].tolist()]
-            L, M, S = (torch.tensor(max(sum(a*b for a, b in zip(row, rgb)), 1/255)).log10().item() for row in lms)
+            cones = [sum(a*b for a, b in zip(row, rgb)) for row in lms]
+            L, M, S = torch.tensor(cones).clamp(min=1/255).log10().tolist()
             expected = torch.tensor([(L + M + S)/3**.5, (L + M - 2*S)/6**.5, (L - M)/2**.5])
             assert torch.allclose(to_lab(x)[0, :, i, j], expected, atol=1e-5)
 
@@ -51,7 +64,8 @@ def test_transfer_survives_black_white_and_flat_pictures():
     for value in (-1., 0., 1.):
         out = color_transfer(torch.full((1, 3, 8, 8), value), stats)
         assert out.isfinite().all() and out.abs().max() <= 1
-        assert torch.allclose(out, from_lab(stats[0].expand(1, 3, 8, 8)), atol=1e-2)     # flat: the anime's mean color
+        mean_color = from_lab(stats[0].expand(1, 3, 8, 8))
+        assert torch.allclose(out, mean_color, atol=1e-2)
 
 
 def test_transfer_does_not_depend_on_exposure():
@@ -68,8 +82,9 @@ def test_yuv_against_torchvision_free_formula_and_huber_by_hand():
     assert torch.allclose(yuv(x), torch.stack([y, .492*(b - y), .877*(r - y)], 1), atol=1e-6)
     a, c = yuv(x[:1]), yuv(x[1:])
     d = a - c
-    huber = lambda t: torch.where(t.abs() < 1, .5*t*t, t.abs() - .5).mean()
-    assert torch.allclose(color_reconstruction(x[:1], x[1:]), d[:, 0].abs().mean() + huber(d[:, 1]) + huber(d[:, 2]), atol=1e-6)
+    def huber(t): return torch.where(t.abs() < 1, .5*t*t, t.abs() - .5).mean()
+    by_hand = d[:, 0].abs().mean() + huber(d[:, 1]) + huber(d[:, 2])
+    assert torch.allclose(color_reconstruction(x[:1], x[1:]), by_hand, atol=1e-6)
 
 
 # ---- edges and features
@@ -84,7 +99,8 @@ def test_edges_are_found_in_every_direction_and_the_rest_is_untouched():
         assert lines == [6, 7, 8, 9]
     x = noise('blur', 2, 3, 12, 12)
     k = torch.tensor([1., 4, 6, 4, 1])/16
-    slow = F.conv2d(F.conv2d(F.pad(x, (2, 2, 2, 2), mode='reflect').flatten(0, 1)[:, None], k.view(1, 1, 1, 5)), k.view(1, 1, 5, 1))
+    planes = F.pad(x, (2, 2, 2, 2), mode='reflect').flatten(0, 1)[:, None]
+    slow = F.conv2d(F.conv2d(planes, k.view(1, 1, 1, 5)), k.view(1, 1, 5, 1))
     assert torch.allclose(blur(x), slow.view_as(x), atol=1e-6)
 
 
@@ -92,12 +108,14 @@ def test_gram_against_a_loop_and_without_places():
     t = noise('gram', 2, 6, 4)
     for b in range(2):
         for i in range(4):
-            for j in range(4): assert abs(gram(t)[b, i, j] - sum(t[b, n, i]*t[b, n, j] for n in range(6))/24) < 1e-6
+            for j in range(4):
+                by_loop = sum(t[b, n, i]*t[b, n, j] for n in range(6))/24
+                assert abs(gram(t)[b, i, j] - by_loop) < 1e-6
     assert torch.allclose(gram(t.flip(1)), gram(t)) and torch.allclose(gram(torch.cat([t, t], 1)), gram(t))
 
 
 def test_no_gradient_reaches_the_reference():
-    f = lambda x: x.flatten(2).mT
+    def f(x): return x.flatten(2).mT
     for loss in (lambda a, b: feature_l1(a, b, f), lambda a, b: gray_style(a, b, f)):
         a, b = (noise(k, 1, 3, 8, 8).requires_grad_() for k in 'ab')
         loss(a, b).backward()
@@ -106,11 +124,12 @@ def test_no_gradient_reaches_the_reference():
 
 @pytest.mark.parametrize('name', ['smooth', 'gram', 'color', 'feature'])
 def test_gradients_against_finite_differences(name):
-    b, f = noise('fixed', 1, 3, 5, 5, dtype=torch.double), lambda x: x.flatten(2).mT.tanh()
-    loss = dict(smooth=lambda a: (smooth_edges(a, 3.)*b).sum(), gram=lambda a: gray_style(a, b, f),
-                color=lambda a: color_reconstruction(a, b), feature=lambda a: feature_l1(a, b, f))[name]
+    b = noise('fixed', 1, 3, 5, 5, dtype=torch.double)
+    def f(x): return x.flatten(2).mT.tanh()
+    losses = dict(smooth=lambda a: (smooth_edges(a, 3.)*b).sum(), gram=lambda a: gray_style(a, b, f),
+                  color=lambda a: color_reconstruction(a, b), feature=lambda a: feature_l1(a, b, f))
     a = noise('free', 1, 3, 5, 5, dtype=torch.double).requires_grad_()
-    assert torch.autograd.gradcheck(loss, (a,), atol=1e-4)
+    assert torch.autograd.gradcheck(losses[name], (a,), atol=1e-4)
 
 
 # ---- steps
@@ -118,11 +137,11 @@ def test_gradients_against_finite_differences(name):
 @pytest.mark.parametrize('name', STEPS)
 def test_a_step_says_what_a_slow_twin_says(world, tmp_path, name):
     r = start(world, name, tmp_path)
-    nets, (x, y, xp, yp) = copy.deepcopy(r.nets), next(iter(r.feed()))
+    nets, (x, y, xp, yp) = copy.deepcopy(r.nets), first_batch(r)
     got = {k: float(v) for k, v in r.take_step((x, y, xp, yp)).items()}
     a, b = (xp, yp) if name == 'pix2pix' else (x, y)
     critic = nets.D_p if name == 'pix2pix' else nets.D
-    see = (lambda i: critic(torch.cat([xp, i], 1))) if name == 'pix2pix' else critic
+    def see(image): return critic(torch.cat([xp, image], 1) if name == 'pix2pix' else image)
     with torch.no_grad():
         fake = nets.G(a)
         fakes = dict(pix2pix=[(fake, 1)], CUT=[(fake, 1)], CartoonGAN=[(fake, 1), (smooth_edges(y), 1)],
@@ -146,14 +165,15 @@ def cross_entropy_of_patches(q, k, tau):
 
 @pytest.mark.parametrize('rank', [0, 1])
 def test_cut_finds_patches_of_the_result_in_its_source(world, tmp_path, rank):
-    "The photo for a translated photo, the anime for a translated anime; the patches are those of this step and process."
+    """The photo for a translated photo, the anime for a translated anime; the patches are those of this step
+    and process."""
     r = start(world, 'CUT', tmp_path, tau=.2)
-    nets, (x, y, xp, yp) = copy.deepcopy(r.nets), next(iter(r.feed()))
+    nets, (x, y, xp, yp) = copy.deepcopy(r.nets), first_batch(r)
     r.step, r.rank = 3, rank
     got = r.take_step((x, y, xp, yp))
     ids = draw_ids(r.cfg, 3, 'cpu', rank)['F']
     with torch.no_grad():
-        rows = lambda image: nets.F(nets.G.encode(image), ids)
+        def rows(image): return nets.F(nets.G.encode(image), ids)
         for name, source in (('hdce', x), ('idt', y)):
             taps = [cross_entropy_of_patches(q, k, .2) for q, k in zip(rows(nets.G(source)), rows(source))]
             assert abs(got[name] - sum(taps)/5) < 1e-4, name
@@ -161,15 +181,16 @@ def test_cut_finds_patches_of_the_result_in_its_source(world, tmp_path, rank):
 
 def test_animegan_takes_texture_from_gray_anime_and_colors_from_the_photo(world, tmp_path):
     r = start(world, 'AnimeGAN', tmp_path)
-    nets, (x, y, xp, yp) = copy.deepcopy(r.nets), next(iter(r.feed()))
+    nets, (x, y, xp, yp) = copy.deepcopy(r.nets), first_batch(r)
     got = r.take_step((x, y, xp, yp))
     with torch.no_grad():
         fake = nets.G(x)
         light = (.299*y[:, 0] + .587*y[:, 1] + .114*y[:, 2])[:, None].repeat(1, 3, 1, 1)
         a, b = (r.content_net(i) for i in (fake, light))
-        together = lambda t: torch.einsum('bni,bnj->bij', t, t)/t[0].numel()
+        def together(t): return torch.einsum('bni,bnj->bij', t, t)/t[0].numel()
         assert abs(got['gram'] - (together(a) - together(b)).abs().mean()) < 1e-6
-        assert abs(got['color'] - color_reconstruction(fake, x)) < 1e-6 and abs(color_reconstruction(fake, x) - color_reconstruction(fake, y)) > 1e-3
+        from_photo, from_anime = color_reconstruction(fake, x), color_reconstruction(fake, y)
+        assert abs(got['color'] - from_photo) < 1e-6 and abs(from_photo - from_anime) > 1e-3
 
 
 def test_every_step_is_told_its_epoch_and_step_size(world, tmp_path, monkeypatch):
@@ -182,8 +203,10 @@ def test_every_step_is_told_its_epoch_and_step_size(world, tmp_path, monkeypatch
         return {}
     monkeypatch.setitem(STEPS, 'CUT', listen)
     epochs = []
-    for r.step in range(8): epochs.append(r.take_step(None)['epoch'])
-    assert epochs == [1, 1, 2, 2, 3, 3, 4, 4] and len(told[0]) == 3                                       # G, D, F
+    for step in range(8):
+        r.step = step
+        epochs.append(r.take_step(None)['epoch'])
+    assert epochs == [1, 1, 2, 2, 3, 3, 4, 4] and len(told[0]) == 3         # G, D, F
     for got, want in zip(told, [.006]*4 + [.004]*2 + [.002]*2): assert got == pytest.approx([want]*3)
     torch.testing.assert_close(r.ema.model[1].bias, 1 - .9**8*(1 - before))
 
@@ -192,19 +215,20 @@ def test_gradients_are_averaged_before_every_update(world, tmp_path):
     r, log = start(world, 'CUT', tmp_path), []
     r.optims = {n: Tape(n, net, log) for n, net in r.nets.present().items()}
     r.sync_gradients = lambda names: log.append(('average', names))
-    STEPS['CUT'](r, next(iter(r.feed())), baseline_weights(r.cfg, 1))
+    STEPS['CUT'](r, first_batch(r), baseline_weights(r.cfg, 1))
     assert [what if n == 'average' else n for n, what in log] == [['D'], 'D', ['G', 'F'], 'G', 'F']
 
 
 def test_networks_are_those_that_the_recipe_needs(world, tmp_path):
     have = {name: set(start(world, name, tmp_path/name).nets.present()) for name in RECIPES}
-    assert have == {'pix2pix': {'G', 'D_p'}, 'CUT': {'G', 'D', 'F'}, 'CartoonGAN': {'G', 'D'}, 'AnimeGAN': {'G', 'D'}}
+    assert have == {'pix2pix': {'G', 'D_p'}, 'CUT': {'G', 'D', 'F'},
+                    'CartoonGAN': {'G', 'D'}, 'AnimeGAN': {'G', 'D'}}
 
 
 def test_warmup_moves_the_translator_alone(world, tmp_path):
     r = start(world, 'AnimeGAN', tmp_path, warmup=1)
     before = copy.deepcopy(r.nets)
-    assert set(r.take_step(next(iter(r.feed())))) == {'content', 'total', 'epoch'}
+    assert set(r.take_step(first_batch(r))) == {'content', 'total', 'epoch'}
     assert all(torch.equal(p, q) for p, q in zip(r.nets.D.parameters(), before.D.parameters()))
     assert not all(torch.equal(p, q) for p, q in zip(r.nets.G.parameters(), before.G.parameters()))
 
@@ -220,7 +244,8 @@ def test_two_lives_equal_one(world, tmp_path, name):
     run_training(start(world, name, tmp_path/'cut'), resume=True)
     a, b = (read_checkpoint(checkpoints(tmp_path/k)[-1])[0] for k in ('whole', 'cut'))
     assert set(a) == set(b) and len(a) > 50
-    assert all(torch.equal(a[k], b[k]) for k in a if k != 'rng/cpu')     # other tests draw from the global generator
+    # other tests draw from the global generator
+    assert all(torch.equal(a[k], b[k]) for k in a if k != 'rng/cpu')
 
 
 def test_the_result_is_a_translator_that_stylize_reads(world, tmp_path):
@@ -242,7 +267,8 @@ def test_refusals(world, tmp_path):
 def test_rows_differ_and_are_named_as_the_paper_names_them():
     assert len({json.dumps(change, sort_keys=True) for change in TABLE_1.values()}) == len(TABLE_1) == 7
     assert set(PUBLISHED_1) <= set(TABLE_1) and not set(_NOT_HERE_1) & set(TABLE_1)
-    assert sorted({**PUBLISHED_1, **_NOT_HERE_1}.values()) == [48.922, 61.973, 66.729, 67.2, 67.739, 90.578, 121.807]
+    published = sorted({**PUBLISHED_1, **_NOT_HERE_1}.values())
+    assert published == [48.922, 61.973, 66.729, 67.2, 67.739, 90.578, 121.807]
 
 
 def test_table_rows_reach_their_methods(world, tmp_path, monkeypatch):
@@ -255,10 +281,17 @@ def test_table_rows_reach_their_methods(world, tmp_path, monkeypatch):
     monkeypatch.setattr(B, 'world_folder', lambda *a: world)
     monkeypatch.setattr(B, 'pair_folders', lambda *a: {'pairs': world/'pairs'})
     monkeypatch.setattr(B, 'world_ruler', lambda *a: Ruler())
-    small = SemisupSettings(**{k: v for k, v in SMALL.to_dict().items() if k in SemisupSettings().to_dict()})
+    known = SemisupSettings().to_dict()
+    small = SemisupSettings(**{k: v for k, v in SMALL.to_dict().items() if k in known})
+    def rival(r, name):
+        asked.append((name, r.cfg.seed, r.cfg.method))
+        return 'file'
+    def ours(cfg, *args, **kwargs):
+        asked.append(('Scenimefy', cfg.seed, ''))
+        return 'file'
     monkeypatch.setattr(B, 'short_translator', lambda budget: small)
-    monkeypatch.setattr(B, 'run_training', lambda r, name: asked.append((name, r.cfg.seed, r.cfg.method)) or 'file')
-    monkeypatch.setattr(B, 'train', lambda cfg, *a, **k: asked.append(('Scenimefy', cfg.seed, '')) or 'file')
+    monkeypatch.setattr(B, 'run_training', rival)
+    monkeypatch.setattr(B, 'train', ours)
     monkeypatch.setattr(B, 'load_translator', lambda file: lambda photos: photos)
     plan = B.plan_1(AblateSettings(), tmp_path)
     for i, (row, change) in enumerate(plan['rows'].items()):
@@ -273,6 +306,7 @@ def test_statistics_are_those_of_the_first_pictures(world):
     look = Transform(64)
     files = sorted((world/'anime').glob('*.png'))
     for n in (2, 5):
-        for got, want in zip(_world_statistics(world/'anime', n), color_statistics(torch.stack([look(Image.open(f)) for f in files[:n]]))):
+        pictures = torch.stack([look(Image.open(f)) for f in files[:n]])
+        for got, want in zip(_world_statistics(world/'anime', n), color_statistics(pictures)):
             torch.testing.assert_close(got, want)
     assert not torch.equal(_world_statistics(world/'anime', 2)[0], _world_statistics(world/'anime', 5)[0])

@@ -247,7 +247,9 @@ def test_any_damage_gives_a_picture_or_an_image_error(tmp_path):
                 out = read_image(tmp_path/'x', max_pixels=10_000_000)
                 outcomes.append(True)
                 assert out.mode == 'RGB'
-            except ImageError as e: outcomes.append(False); assert e.reason and '\n' not in str(e)
+            except ImageError as e:
+                outcomes.append(False)
+                assert e.reason and '\n' not in str(e)
     assert len(outcomes) == 420 and 50 < sum(outcomes) < 400
 
 

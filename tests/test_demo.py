@@ -9,8 +9,8 @@ from PIL import Image
 import scenimefy.demo as D
 from scenimefy.core import UserError
 from scenimefy.demo import (Clock, DemoSettings, _failed_html, _fit_finetune, _fit_train, _gain, _held_out,
-                            _losses_html, _next_html, _photos_html, _seconds_per_step, _short_memory, _show_photo,
-                            _show_photos, _smooth, _to_truth)
+                            _losses_html, _next_html, _photos_html, _seconds_per_step, _short_memory,
+                            _show_photo, _show_photos, _smooth, _to_truth)
 from scenimefy.finetune import FinetuneSettings
 from scenimefy.semisup import SemisupSettings
 from scenimefy.world import HELD_OUT, is_daytime, render

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from scenimefy.core import SettingsError, seeded
-from scenimefy.finetune import (TABLE_3, FinetuneRun, FinetuneSettings, Priors, critic_for, cut, draw_corners, finetune,
-                                finetune_step, load_priors, scene_terms, shared_styles, source_of, target_of, trainable_names)
+from scenimefy.finetune import (TABLE_3, FinetuneRun, FinetuneSettings, Priors, critic_for, cut, draw_corners,
+                                finetune, finetune_step, load_priors, scene_terms, shared_styles, source_of,
+                                target_of, trainable_names)
 from scenimefy.losses import patch_nce, r1_penalty, softplus_critic, softplus_generator
 from scenimefy.runs import CheckpointError, Stopped, checkpoints, read_history
 from scenimefy.stylegan import Discriminator, Generator, load_stylegan, read_stylegan, save_stylegan
@@ -17,12 +18,16 @@ from scenimefy.weights import WeightsError
 from tape import Tape, slopes
 
 PLAN = {4: 8, 8: 8, 16: 4}
-TOY = FinetuneSettings.preset('tiny').but(steps=4, batch=4, blocks=1, crops=3, crop=8, r1_every=2, log_every=1, save_every=2,
-                                          sample_every=100)
+TOY = FinetuneSettings.preset('tiny').but(steps=4, batch=4, blocks=1, crops=3, crop=8, r1_every=2,
+                                          log_every=1, save_every=2, sample_every=100)
 ROWS = torch.randn(48, 5, generator=seeded('toy clip'))
 
 
-def toy_clip(images, check=True): return F.normalize(F.adaptive_avg_pool2d(images, 4).flatten(1) @ ROWS, dim=-1)
+def toy_clip(images, check=True):
+    small = F.adaptive_avg_pool2d(images, 4).flatten(1)
+    return F.normalize(small @ ROWS, dim=-1)
+
+
 def toy_distance(a, b, check=True): return (a - b).square().mean((1, 2, 3))
 
 
@@ -44,7 +49,8 @@ def files(tmp_path_factory):
     root = tmp_path_factory.mktemp('finetune')
     G = toy_generator()
     torch.manual_seed(1)
-    save_stylegan(root/'source.safetensors', dict(g_ema=G.state_dict(), d=Discriminator(16, channels=PLAN).state_dict()))
+    critic = Discriminator(16, channels=PLAN)
+    save_stylegan(root/'source.safetensors', dict(g_ema=G.state_dict(), d=critic.state_dict()))
     save_stylegan(root/'alone.safetensors', dict(g_ema=G.state_dict()))
     (root/'anime').mkdir()
     for i in range(6):
@@ -55,6 +61,9 @@ def files(tmp_path_factory):
 
 def new_run(files, folder, cfg=TOY, source='source', **more):
     return FinetuneRun(cfg, files/f'{source}.safetensors', files/'anime', folder, 'cpu', JUDGES, **more)
+
+
+def first_batch(r): return next(iter(r.feed()))
 
 
 def some_steps(r):
@@ -77,8 +86,8 @@ def test_released_size():
     sizes = {k: p.numel() for k, p in G.named_parameters()}
     ours = trainable_names(G)
     assert len(ours) == 42 and sum(sizes[k] for k in ours) == 8_510_863
-    assert {k.split('.')[0] + '.' + k.split('.')[1] for k in ours} == \
-        {f'convs.{i}' for i in range(6, 12)} | {f'to_rgbs.{j}' for j in range(3, 6)}
+    layers = {'.'.join(k.split('.')[:2]) for k in ours}
+    assert layers == {f'convs.{i}' for i in range(6, 12)} | {f'to_rgbs.{j}' for j in range(3, 6)}
 
 
 @pytest.mark.parametrize('blocks', range(7))
@@ -87,7 +96,9 @@ def test_every_number_of_blocks(blocks):
     with torch.device('meta'): G = Generator(256, channels={4*2**i: 4 for i in range(7)})
     ours, names = trainable_names(G, blocks), [k for k, _ in G.named_parameters()]
     per_block = 2*5 + 4
-    assert len(ours) == len(set(ours)) == (per_block*blocks if blocks else len([k for k in names if not k.startswith('style.')]))
+    expected = per_block*blocks
+    if not blocks: expected = len([k for k in names if not k.startswith('style.')])
+    assert len(ours) == len(set(ours)) == expected
     assert ours == [k for k in names if k in ours] and not any(k.startswith('style.') for k in ours)
 
 
@@ -95,8 +106,9 @@ def test_too_many_blocks():
     with pytest.raises(SettingsError, match='has 2 blocks'): trainable_names(toy_generator(), 3)
 
 
-@pytest.mark.parametrize('change', [{}, dict(blocks=2), dict(blocks=0), dict(lam_clip=0., lam_perc=0., lam_patch=0.),
-                                    dict(negatives='batch'), dict(precision='bf16')], ids=str)
+@pytest.mark.parametrize('change', [
+    {}, dict(blocks=2), dict(blocks=0), dict(lam_clip=0., lam_perc=0., lam_patch=0.),
+    dict(negatives='batch'), dict(precision='bf16')], ids=str)
 def test_exactly_the_trainable_tensors_move(files, tmp_path, change):
     "In the raw network and in the average; buffers and everything frozen stay equal to the last bit."
     cfg = TOY.but(**change)
@@ -122,10 +134,16 @@ def test_untouched_target_is_the_source(files, tmp_path):
 def test_the_pair_shares_styles_and_noise(files, tmp_path):
     "Both generators are handed the very same tensors, and CLIP sees every image and crop once."
     r, seen, judged = new_run(files, tmp_path), [], []
-    for G in (r.source, r.nets.G):
-        G.synthesis = lambda w, noise, paint=G.synthesis: seen.append((w, noise)) or paint(w, noise)
-    counting = lambda images, check=True: judged.append(len(images)) or toy_clip(images)
-    finetune_step(r.nets, r.optims, next(iter(r.feed()))[0], r.source, Priors(counting, toy_distance), TOY, 0)
+    def watched(paint):
+        def painted(w, noise):
+            seen.append((w, noise))
+            return paint(w, noise)
+        return painted
+    def counting(images, check=True):
+        judged.append(len(images))
+        return toy_clip(images)
+    for G in (r.source, r.nets.G): G.synthesis = watched(G.synthesis)
+    finetune_step(r.nets, r.optims, first_batch(r)[0], r.source, Priors(counting, toy_distance), TOY, 0)
     (w1, n1), (w2, n2) = seen
     assert w1 is w2 and n1 is n2 and not w1.requires_grad
     assert sorted(judged) == [4, 4, 12, 12]
@@ -135,21 +153,25 @@ def test_order_and_factors(files, tmp_path):
     "Critic, R1 every second step, target; the gradients of each, with its factor and its weights."
     cfg = TOY.but(r1=10., lam_clip=.7, lam_perc=3., lam_patch=.2)
     r = new_run(files, tmp_path, cfg)
-    G, D, real = r.nets.G, r.nets.D, next(iter(r.feed()))[0]
-    with torch.no_grad(): G.to_rgbs[-1].bias.add_(.1)                     # a copy of the source would have no scene terms
+    G, D, real = r.nets.G, r.nets.D, first_batch(r)[0]
+    with torch.no_grad(): G.to_rgbs[-1].bias.add_(.1)       # a copy of the source would have no scene terms
     for step, want in ((0, 'DDG'), (1, 'DG'), (2, 'DDG')):
         log = []
-        finetune_step(r.nets, {n: Tape(n, r.nets[n], log) for n in 'GD'}, real, r.source, JUDGES, cfg, step)
+        tapes = {n: Tape(n, r.nets[n], log) for n in 'GD'}
+        finetune_step(r.nets, tapes, real, r.source, JUDGES, cfg, step)
         assert ''.join(n for n, _ in log) == want
         if step: continue
         d = seeded('finetune', cfg.seed, step, 0)
         w_plus, noise = shared_styles(r.source, len(real), cfg.mixing, d)
         corners = draw_corners(16, cfg.crop, cfg.crops, d)
-        photo, anime, x = r.source.synthesis(w_plus, noise), G.synthesis(w_plus, noise), real.clone().requires_grad_()
+        photo, anime = r.source.synthesis(w_plus, noise), G.synthesis(w_plus, noise)
+        x = real.clone().requires_grad_()
         t = scene_terms(photo, anime, JUDGES, cfg, corners)
-        losses = [(softplus_critic(D(real), D(anime.detach())), D), (10/2*2*r1_penalty(D(x), x), D),
+        losses = [(softplus_critic(D(real), D(anime.detach())), D),
+                  (10/2*2*r1_penalty(D(x), x), D),
                   (softplus_generator(D(anime)) + .7*t['clip'] + 3*t['perc'] + .2*t['patch'], G)]
-        for (_, got), (loss, net) in zip(log, losses, strict=True): torch.testing.assert_close(got, slopes(loss, net))
+        for (_, got), (loss, net) in zip(log, losses, strict=True):
+            torch.testing.assert_close(got, slopes(loss, net))
 
 
 def test_gradients_stay_in_the_target():
@@ -157,7 +179,8 @@ def test_gradients_stay_in_the_target():
     G = target_of(source, 1)
     w_plus, noise = shared_styles(source, 4, .9, seeded('g'))
     photo = source.synthesis(w_plus, noise).requires_grad_()
-    terms = scene_terms(photo, G.synthesis(w_plus, noise) + .1*torch.randn(4, 3, 16, 16), JUDGES, TOY, corners)
+    anime = G.synthesis(w_plus, noise) + .1*torch.randn(4, 3, 16, 16)
+    terms = scene_terms(photo, anime, JUDGES, TOY, corners)
     sum(terms.values()).backward()
     assert photo.grad is None
     # a ToRGB bias that shifts the whole image still has a gradient; nothing frozen has
@@ -167,7 +190,7 @@ def test_gradients_stay_in_the_target():
 def test_terms_by_loop():
     photo, anime = torch.rand(2, 4, 3, 16, 16, generator=seeded('t')).mul(2).sub(1)
     corners = draw_corners(16, 8, 3, seeded('c'))
-    E = lambda image: toy_clip(image[None])[0]
+    def E(image): return toy_clip(image[None])[0]
     got = scene_terms(photo, anime, JUDGES, TOY, corners)
     want = dict(clip=0., perc=0., patch=0.)
     for p, a in zip(photo, anime):
@@ -179,7 +202,8 @@ def test_terms_by_loop():
     # the released negatives: the same place in the other images
     q, k = (toy_clip(cut(i, corners, 8).flatten(0, 1)).view(4, 3, -1) for i in (anime, photo))
     other = torch.stack([patch_nce(q[None, :, n], k[None, :, n], 1.) for n in range(3)]).mean()
-    torch.testing.assert_close(scene_terms(photo, anime, JUDGES, TOY.but(negatives='batch'), corners)['patch'], other)
+    released = scene_terms(photo, anime, JUDGES, TOY.but(negatives='batch'), corners)
+    torch.testing.assert_close(released['patch'], other)
 
 
 def test_crops_reach_every_edge():
@@ -194,7 +218,8 @@ def test_a_weight_of_zero_asks_nobody(row):
     "A judge whose terms are switched off is not loaded and not called."
     cfg = TOY.but(**{k: v for k, v in TABLE_3[row].items() if k != 'blocks'})
     def refuse(*a, **k): raise AssertionError('asked')
-    judges = Priors(toy_clip if cfg.lam_clip or cfg.lam_patch else refuse, toy_distance if cfg.lam_perc else refuse)
+    judges = Priors(toy_clip if cfg.lam_clip or cfg.lam_patch else refuse,
+                    toy_distance if cfg.lam_perc else refuse)
     terms = scene_terms(*torch.zeros(2, 2, 3, 16, 16), judges, cfg, [(0, 0), (1, 1)])
     assert set(terms) == {k for k in ('clip', 'perc', 'patch') if getattr(cfg, f'lam_{k}')}
 
@@ -206,7 +231,8 @@ def test_no_judges_at_all():
 def test_gradients_are_averaged_before_every_update(files, tmp_path):
     "What several processes share must be shared before an optimizer moves: critic, R1, target."
     r, log = new_run(files, tmp_path), []
-    finetune_step(r.nets, {n: Tape(n, r.nets[n], log) for n in 'GD'}, next(iter(r.feed()))[0], r.source, JUDGES, TOY, 0,
+    tapes = {n: Tape(n, r.nets[n], log) for n in 'GD'}
+    finetune_step(r.nets, tapes, first_batch(r)[0], r.source, JUDGES, TOY, 0,
                   sync_gradients=lambda names: log.append(('average', names)))
     assert [what if n == 'average' else n for n, what in log] == [['D'], 'D', ['D'], 'D', ['G'], 'G']
 
@@ -226,9 +252,10 @@ def test_processes_paint_other_pictures(files, tmp_path):
 def test_average_keeps_nine_tenths(files, tmp_path):
     r = new_run(files, tmp_path, TOY.but(ema=.9))
     before = {k: p.clone() for k, p in r.ema.named_parameters()}
-    r.take_step(next(iter(r.feed())))
+    r.take_step(first_batch(r))
     for k, p in r.ema.named_parameters():
-        torch.testing.assert_close(p, .9*before[k] + .1*r.nets.G.get_parameter(k), atol=1e-6, rtol=1e-5, msg=k)
+        want = .9*before[k] + .1*r.nets.G.get_parameter(k)
+        torch.testing.assert_close(p, want, atol=1e-6, rtol=1e-5, msg=k)
     assert changed(r.nets.G, r.source)
 
 
@@ -236,18 +263,23 @@ def test_step_sizes_are_those_of_stylegan(files, tmp_path):
     "G as if path length came every fourth step, as released; D for the R1 that it really has."
     for name, change, want in (('a', dict(r1_every=2), (2/3, .99**(2/3))), ('b', dict(r1=0.), (1., .99))):
         r = new_run(files, tmp_path/name, TOY.but(lr=.005, **change))
-        (g, bg), (d, bd) = ((o.param_groups[0]['lr'], o.param_groups[0]['betas'][1]) for o in (r.optims['G'], r.optims['D']))
-        assert (g, bg) == pytest.approx((.004, .99**.8)) and (d, bd) == pytest.approx((.005*want[0], want[1]))
+        groups = {n: r.optims[n].param_groups[0] for n in 'GD'}
+        g, d = ((groups[n]['lr'], groups[n]['betas'][1]) for n in 'GD')
+        assert g == pytest.approx((.004, .99**.8)) and d == pytest.approx((.005*want[0], want[1]))
 
 
 def test_bf16_reaches_the_networks(files, tmp_path):
     "Asked for, both generators and the critic compute in half precision, R1 and the judges do not."
     r, seen = new_run(files, tmp_path, TOY.but(precision='bf16')), {}
-    for name, net in (('source', r.source.convs[0].conv), ('G', r.nets.G.convs[0].conv), ('D', r.nets.D.convs[0][0])):
-        net.register_forward_hook(lambda m, i, out, name=name: seen.setdefault(name, []).append(out.dtype))
-    r.take_step(next(iter(r.feed())))
+    def watch(name, net):
+        seen[name] = []
+        net.register_forward_hook(lambda module, inputs, out: seen[name].append(out.dtype))
+    watch('source', r.source.convs[0].conv)
+    watch('G', r.nets.G.convs[0].conv)
+    watch('D', r.nets.D.convs[0][0])
+    r.take_step(first_batch(r))
     half, full = torch.bfloat16, torch.float32
-    assert seen == dict(source=[half], G=[half], D=[half, half, full, half])              # D: real, made, R1, made
+    assert seen == dict(source=[half], G=[half], D=[half, half, full, half])     # D: real, made, R1, made
 
 
 # ---- the critic
@@ -256,8 +288,9 @@ def test_critic_from_the_file_or_fresh(files, tmp_path):
     held = read_stylegan(files/'source.safetensors')['d']
     r = new_run(files, tmp_path/'a')
     assert all(torch.equal(v, held[k]) for k, v in r.nets.D.state_dict().items())
-    one, two, other = (new_run(files, tmp_path/n, TOY.but(seed=s), 'alone').nets.D for n, s in (('b', 0), ('c', 0), ('d', 1)))
-    same = lambda a, b: all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+    def fresh(name, seed): return new_run(files, tmp_path/name, TOY.but(seed=seed), 'alone').nets.D
+    def same(a, b): return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+    one, two, other = fresh('b', 0), fresh('c', 0), fresh('d', 1)
     assert same(one, two) and not same(one, other)
     assert {k: v.shape for k, v in one.state_dict().items()} == {k: v.shape for k, v in held.items()}
 
@@ -272,7 +305,7 @@ def test_released_critic_shape():
 
 def same_history(a, b):
     a, b = read_history(a), read_history(b)
-    a.pop('seconds'), b.pop('seconds')
+    for history in (a, b): history.pop('seconds')
     return a == b and len(a['step']) > 0
 
 
@@ -292,24 +325,27 @@ def test_resume_to_the_last_bit(files, tmp_path):
     assert picture.size == (8*16, 2*16)
     top = load_stylegan(files/'source.safetensors')
     w_plus, noise = shared_styles(top, 8, generator=seeded('sheet', cfg.seed))
-    assert torch.equal(new_run(files, tmp_path/'new').sheet()[:, :16, :16], top.synthesis(w_plus, noise)[0].clamp(-1, 1))
+    first = new_run(files, tmp_path/'new').sheet()[:, :16, :16]
+    assert torch.equal(first, top.synthesis(w_plus, noise)[0].clamp(-1, 1))
 
 
 def test_another_source_is_refused(files, tmp_path):
     args = dict(anime=files/'anime', device='cpu', priors=JUDGES)
+    def go_on(name):
+        finetune(TOY.but(steps=2), tmp_path/f'{name}.safetensors', run=tmp_path/'run', resume=True, **args)
     finetune(TOY.but(steps=2), files/'source.safetensors', run=tmp_path/'run', **args)
-    assert source_of(tmp_path/'run')['source'] == str((files/'source.safetensors').resolve()) and source_of(tmp_path) == {}
+    assert source_of(tmp_path/'run')['source'] == str((files/'source.safetensors').resolve())
+    assert source_of(tmp_path) == {}
     torch.manual_seed(0)
     large = Generator(32, 8, 2, channels={**PLAN, 32: 4})
     for name, G in (('other', toy_generator(5)), ('large', large)):
         save_stylegan(tmp_path/f'{name}.safetensors', dict(g_ema=G.state_dict()))
-        with pytest.raises(CheckpointError, match=rf'another source: .*source.safetensors \(16 px.*{name}.safetensors \({G.size} px'):
-            finetune(TOY.but(steps=2), tmp_path/f'{name}.safetensors', run=tmp_path/'run', resume=True, **args)
-    (tmp_path/'same.safetensors').write_bytes((files/'source.safetensors').read_bytes())     # the place does not matter
-    finetune(TOY.but(steps=2), tmp_path/'same.safetensors', run=tmp_path/'run', resume=True, **args)
-    (tmp_path/'run'/'source.json').unlink()                               # without the note, the frozen weights tell
-    with pytest.raises(CheckpointError, match='another source'):
-        finetune(TOY.but(steps=2), tmp_path/'other.safetensors', run=tmp_path/'run', resume=True, **args)
+        said = rf'another source: .*source.safetensors \(16 px.*{name}.safetensors \({G.size} px'
+        with pytest.raises(CheckpointError, match=said): go_on(name)
+    (tmp_path/'same.safetensors').write_bytes((files/'source.safetensors').read_bytes())
+    go_on('same')                                               # the place does not matter
+    (tmp_path/'run'/'source.json').unlink()                     # without the note, the frozen weights tell
+    with pytest.raises(CheckpointError, match='another source'): go_on('other')
 
 
 def test_a_name_stays_a_name(files, tmp_path, monkeypatch):
@@ -322,23 +358,28 @@ def test_a_name_stays_a_name(files, tmp_path, monkeypatch):
 
 def test_resumed_command_remembers_its_source(files, tmp_path, capsys):
     from scenimefy.cli import finetune_command
-    finetune(TOY.but(steps=1), files/'source.safetensors', files/'anime', tmp_path, device='cpu', priors=JUDGES)
+    source = files/'source.safetensors'
+    finetune(TOY.but(steps=1), source, files/'anime', tmp_path, device='cpu', priors=JUDGES)
     finetune_command(files/'anime', tmp_path, resume=True, device='cpu')
-    assert f"--source {(files/'source.safetensors').resolve()} " in capsys.readouterr().out
+    assert f'--source {source.resolve()} ' in capsys.readouterr().out
 
 
 def test_refusals(files, tmp_path):
-    with pytest.raises(SettingsError, match='crop = 32 px, but the source paints 16'): new_run(files, tmp_path, TOY.but(crop=32))
+    with pytest.raises(SettingsError, match='crop = 32 px, but the source paints 16'):
+        new_run(files, tmp_path, TOY.but(crop=32))
     with pytest.raises(SettingsError, match='has 2 blocks'): new_run(files, tmp_path, TOY.but(blocks=5))
     with pytest.raises(SettingsError): TOY.but(negatives='both')
     with pytest.raises(SettingsError, match='batch = 5: .* take 4 or 6'): TOY.but(batch=5)
     large = Discriminator(32, channels={**PLAN, 32: 4})
     save_stylegan(tmp_path/'odd.safetensors', dict(g_ema=toy_generator().state_dict(), d=large.state_dict()))
-    with pytest.raises(WeightsError, match='paints 16 px, but its critic looks at 32 px'): new_run(tmp_path, tmp_path/'r', source='odd')
+    with pytest.raises(WeightsError, match='paints 16 px, but its critic looks at 32 px'):
+        new_run(tmp_path, tmp_path/'r', source='odd')
 
 
 def test_presets():
     paper = FinetuneSettings.preset('paper')
-    assert (paper.steps, paper.batch, paper.lr, paper.blocks, paper.crops, paper.crop, paper.tau) == (1000, 16, .002, 3, 16, 32, 1.)
-    assert (paper.lam_clip, paper.lam_perc, paper.lam_patch) == (1., .01, .05) and paper.origin('lam_perc') == 'paper §4.1'
+    assert (paper.steps, paper.batch, paper.lr, paper.blocks) == (1000, 16, .002, 3)
+    assert (paper.crops, paper.crop, paper.tau) == (16, 32, 1.)
+    assert (paper.lam_clip, paper.lam_perc, paper.lam_patch) == (1., .01, .05)
+    assert paper.origin('lam_perc') == 'paper §4.1'
     for row, change in TABLE_3.items(): paper.but(**change)

@@ -14,7 +14,8 @@ from scenimefy.front import FRONT, Entry, explained, session
 
 def fresh(code):
     "What another Python prints that runs `code`."
-    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split('\n')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    return done.stdout.split('\n')
 
 
 def functions():
@@ -29,7 +30,8 @@ def functions():
 
 def test_the_front_door_is_small_and_light():
     assert 20 <= len(FRONT) <= 25 and set(dir(scenimefy)) == {*FRONT, '__version__'}
-    loaded = fresh('import sys, scenimefy; print(*[m for m in ("torch", "numpy", "PIL", "typer") if m in sys.modules])')
+    loaded = fresh('import sys, scenimefy\n'
+                   'print(*[m for m in ("torch", "numpy", "PIL", "typer") if m in sys.modules])')
     assert loaded[0] == ''
 
 
@@ -67,7 +69,8 @@ def test_everything_is_explained():
             assert all(f'\n{f.name} = ' in text for f in dataclasses.fields(thing)), name
             continue
         for p in inspect.signature(thing).parameters: assert f'\n{p}' in text, (name, p)
-        if inspect.isfunction(thing): assert inspect.signature(thing).return_annotation is not inspect.Signature.empty, name
+        if inspect.isfunction(thing):
+            assert inspect.signature(thing).return_annotation is not inspect.Signature.empty, name
 
 
 def test_parameters_bring_their_comments():

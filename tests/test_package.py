@@ -54,7 +54,8 @@ def test_wheel_works_outside_the_repository(wheel, tmp_path):
     code = ('import scenimefy, sys; from pathlib import Path; from scenimefy.cli import main; '
             'from scenimefy.doctor import _bundled_findings; '
             f'assert Path(scenimefy.__file__).is_relative_to({str(site)!r}), scenimefy.__file__; '
-            'found = _bundled_findings(); assert len(found) == 5 and {m for m, *_ in found} == {"ok"}, found; '
+            'found = _bundled_findings(); '
+            'assert len(found) == 5 and {m for m, *_ in found} == {"ok"}, found; '
             'sys.argv = "scenimefy stylize photo.png -o out --weights tiny --device cpu".split(); main()')
     env = dict(os.environ, PYTHONPATH=str(site), PYTHONSAFEPATH='1')
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True)

@@ -219,8 +219,8 @@ def test_token_distance_by_hand():
 
 
 def test_segment_counts_the_votes_of_queries_that_found_something():
-    """Two queries, two classes and nothing. A mostly found nothing, a little class 0; B found class 1 rather than
-    0, and has the say."""
+    """Two queries, two classes and nothing. A mostly found nothing, a little class 0; B found class 1 rather
+    than 0, and has the say."""
     cls = torch.tensor([[[2., 0., 4.], [0., 1., -9.]]])  # .117 and .016 of A, .269 and .731 of B
     masks = torch.full((1, 2, 2, 2), 20.)
     assert (P.segment(lambda images, check: (cls, masks), torch.zeros(1, 3, 4, 4)) == 1).all()

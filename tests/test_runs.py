@@ -1,4 +1,4 @@
-"The loop that all trainings share: lives cut short at any step, files that were hurt, and what must be refused."
+"The loop that all trainings share: lives cut short at any step, damaged files, and what must be refused."
 import errno
 import json
 import os
@@ -18,8 +18,9 @@ from torch import nn
 import scenimefy.runs as runs
 from scenimefy.core import SettingsError, UserError, opt, seeded
 from scenimefy.data import ImageSet
-from scenimefy.runs import (CheckpointError, Diverged, RunSettings, Stopped, TrainingRun, checkpoints, descend, read_checkpoint,
-                            read_history, _read_lines, restore, run_training, state_tensors, stop_signals, update_ema)
+from scenimefy.runs import (CheckpointError, Diverged, RunSettings, Stopped, TrainingRun, checkpoints,
+                            descend, read_checkpoint, read_history, _read_lines, restore, run_training,
+                            state_tensors, stop_signals, update_ema)
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ class LineRun(TrainingRun):
     result = 'line.safetensors'
     def __init__(self, cfg, photos, run):
         super().__init__(cfg, run, 'cpu')
-        torch.manual_seed(cfg.seed)                                 # the dice are part of the state that we compare
+        torch.manual_seed(cfg.seed)                     # the dice are part of the state that we compare
         self.sets, self.n_steps = (ImageSet(photos, cfg.size, cfg.seed),), cfg.steps
         self.nets = nn.ModuleDict({'G': nn.Linear(1, 1)})
-        nn.init.zeros_(self.nets.G.weight), nn.init.zeros_(self.nets.G.bias)
+        nn.init.zeros_(self.nets.G.weight)
+        nn.init.zeros_(self.nets.G.bias)
         self.nets.register_buffer('seen', torch.tensor(0))
         self.ema = nn.Linear(1, 1)
         self.ema.load_state_dict(self.nets.G.state_dict())
@@ -89,8 +91,8 @@ def same(a, b):
     ha.pop('seconds'), hb.pop('seconds')
     ta, tb = (read_checkpoint(checkpoints(d)[-1])[0] for d in (a, b))
     ra, rb = (load_file(d/LineRun.result) for d in (a, b))
-    return (ha == hb and len(ha['step']) == 9 and ta.keys() == tb.keys() and all(torch.equal(ta[k], tb[k]) for k in ta)
-            and all(torch.equal(ra[k], rb[k]) for k in ra))
+    if ha != hb or len(ha['step']) != 9 or ta.keys() != tb.keys(): return False
+    return all(torch.equal(ta[k], tb[k]) for k in ta) and all(torch.equal(ra[k], rb[k]) for k in ra)
 
 
 def crash_at(at):
@@ -110,7 +112,8 @@ def test_crash_after_any_step(photos, whole, tmp_path, at):
 
 def test_crash_before_the_first_checkpoint(photos, whole, tmp_path):
     with pytest.raises(SystemError): life(photos, tmp_path/'run', on_step=crash_at(1))
-    with pytest.raises(CheckpointError, match='nothing to resume'): life(photos, tmp_path/'nowhere', resume=True)
+    with pytest.raises(CheckpointError, match='nothing to resume'):
+        life(photos, tmp_path/'nowhere', resume=True)
     for resume in (True, False):                     # as whoever reads the message would try it
         run = tmp_path/f'run{resume}'
         with pytest.raises(SystemError): life(photos, run, on_step=crash_at(1))
@@ -132,7 +135,8 @@ def test_many_short_lives(photos, whole, tmp_path):
     "One step a life, each ended by a signal."
     def stop(step, n_steps, losses): signal.raise_signal(signal.SIGTERM)
     for i in range(9):
-        with pytest.raises(Stopped, match=f'after step {i + 1} of 9'): life(photos, tmp_path/'run', resume=i > 0, on_step=stop)
+        with pytest.raises(Stopped, match=f'after step {i + 1} of 9'):
+            life(photos, tmp_path/'run', resume=i > 0, on_step=stop)
     assert same(whole, tmp_path/'run')
 
 
@@ -157,7 +161,8 @@ def test_a_run_may_be_made_longer_where_its_settings_allow(photos, whole, tmp_pa
     life(photos, tmp_path/'run', short)
     life(photos, tmp_path/'run', short.but(steps=9), resume=True)
     assert same(whole, tmp_path/'run')
-    with pytest.raises(SettingsError, match='already made 9 steps'): life(photos, tmp_path/'run', short, resume=True)
+    with pytest.raises(SettingsError, match='already made 9 steps'):
+        life(photos, tmp_path/'run', short, resume=True)
 
 
 def test_finished_run_resumes_to_nothing(photos, whole, tmp_path):
@@ -204,18 +209,21 @@ def test_broken_checkpoint_falls_back(photos, whole, tmp_path):
     with pytest.warns(UserWarning, match='trying the one before'): life(photos, run, resume=True)
     assert same(whole, run)
     for c in checkpoints(run): c.write_bytes(b'no')
-    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match='delete that folder'): life(photos, run, resume=True)
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match='delete that folder'):
+        life(photos, run, resume=True)
 
 
 def test_checkpoint_of_another_kind_is_refused(photos, tmp_path):
-    "The result alone may be a safetensors file too, but it is no checkpoint; nor is that of another stage ours."
+    "The result may be a safetensors file too, but it is no checkpoint; nor is that of another stage ours."
     run = tmp_path/'run'
     r = life(photos, run)
     whole = [c.read_bytes() for c in checkpoints(run)]
     for c in checkpoints(run): c.write_bytes((run/r.result).read_bytes())
-    with pytest.warns(UserWarning, match='no checkpoint'), pytest.raises(CheckpointError): life(photos, run, resume=True)
+    with pytest.warns(UserWarning, match='no checkpoint'), pytest.raises(CheckpointError):
+        life(photos, run, resume=True)
     for c, data in zip(checkpoints(run), whole): c.write_bytes(data.replace(b'lr\\": 0.1', b'rl\\": 0.1'))
-    with pytest.raises(CheckpointError, match="another kind of training: no setting 'rl'"): life(photos, run, resume=True)
+    with pytest.raises(CheckpointError, match="another kind of training: no setting 'rl'"):
+        life(photos, run, resume=True)
 
 
 def test_full_disk(photos, tmp_path, monkeypatch):
@@ -224,11 +232,12 @@ def test_full_disk(photos, tmp_path, monkeypatch):
     def full(tensors, path, metadata):
         calls.append(path)
         if len(calls) < 3: return real(tensors, path, metadata)
-        path.write_bytes(b'half'); raise OSError(28, 'No space left on device')
+        path.write_bytes(b'half')
+        raise OSError(28, 'No space left on device')
     monkeypatch.setattr(runs, 'save_file', full)
     with pytest.raises(UserError, match='free some space, then --resume'): life(photos, tmp_path/'run')
-    assert sorted(p.name for p in (tmp_path/'run'/'checkpoints').iterdir()) == \
-        ['step-00000002.safetensors', 'step-00000004.safetensors']
+    left = sorted(p.name for p in (tmp_path/'run'/'checkpoints').iterdir())
+    assert left == ['step-00000002.safetensors', 'step-00000004.safetensors']
 
 
 # ---- when something is written
@@ -245,7 +254,8 @@ def test_saved_after_ten_minutes_at_the_latest(photos, tmp_path, monkeypatch):
 def test_log_and_samples(photos, tmp_path):
     life(photos, tmp_path/'run', TOY.but(log_every=4, sample_every=3))
     assert read_history(tmp_path/'run')['step'] == [4, 8, 9]        # the last step always
-    assert sorted(p.stem for p in (tmp_path/'run'/'samples').iterdir()) == ['00000003', '00000006', '00000009']
+    samples = sorted(p.stem for p in (tmp_path/'run'/'samples').iterdir())
+    assert samples == ['00000003', '00000006', '00000009']
     assert json.loads((tmp_path/'run'/'settings.json').read_text())['log_every'] == 4
 
 
@@ -254,21 +264,11 @@ def test_nan_between_two_log_entries_is_not_saved(photos, tmp_path):
     class Sick(LineRun):
         def take_step(self, batch):
             losses = super().take_step(batch)
-            return {**losses, 'loss': losses['loss']*float('nan')} if self.step == 3 else losses
+            if self.step == 3: losses['loss'] = losses['loss']*float('nan')
+            return losses
     with pytest.raises(Diverged, match=r'at step 4: loss became NaN.*step-00000002'):
         run_training(Sick(TOY.but(log_every=100), photos, tmp_path/'run'))
     assert len(checkpoints(tmp_path/'run')) == 1
-
-
-def test_a_device_is_not_ignored_among_several_processes(photos, tmp_path, monkeypatch):
-    "Each process has its own card: a card of one's own choice is refused, the kind of device is not."
-    class Two:
-        num_processes, process_index, is_main_process, device = 2, 0, True, torch.device('cpu')
-    monkeypatch.setattr(runs, '_new_accelerator', lambda folder: Two())
-    monkeypatch.setattr(runs, 'pick_device', lambda name: torch.device('cpu' if name == 'auto' else name))
-    for name in ('auto', 'cpu'): assert runs.Processes(tmp_path, name, 'fp32').device == torch.device('cpu')
-    for name in ('cuda', 'cuda:1', 'cpu:0'):
-        with pytest.raises(SettingsError, match='leave the device out'): runs.Processes(tmp_path, name, 'fp32')
 
 
 def test_diverged_names_the_images_of_the_batch(photos, tmp_path):
@@ -283,26 +283,37 @@ def test_diverged_names_the_images_of_the_batch(photos, tmp_path):
 # ---- state
 
 def test_part_of_a_network_may_be_trained():
-    "An optimizer that holds some of a network's weights: only theirs are saved, before and after the first step."
+    "An optimizer that holds some of a network's weights: only theirs are saved, before and after a step."
     def make():
         nets = nn.ModuleDict({'G': nn.Linear(2, 2)})
         return nets, {'G': torch.optim.Adam([nets.G.bias])}
+    def one_step(nets, optims):
+        optims['G'].zero_grad()
+        nets.G(torch.ones(1, 2)).sum().backward()
+        optims['G'].step()
     nets, optims = make()
     assert not [k for k in state_tensors(nets, optims) if k.startswith('optim/')]
-    nets.G(torch.ones(1, 2)).sum().backward(); optims['G'].step()
+    one_step(nets, optims)
     saved = state_tensors(nets, optims)
-    assert {k.split('/')[2] for k in saved if k.startswith('optim/')} == {'bias'} and len(optims['G'].state) == 1
+    assert {k.split('/')[2] for k in saved if k.startswith('optim/')} == {'bias'}
+    assert len(optims['G'].state) == 1
     again, fresh = make()
     restore(saved, again, fresh)
-    for n, o in ((nets, optims), (again, fresh)): o['G'].zero_grad(); n.G(torch.ones(1, 2)).sum().backward(); o['G'].step()
+    one_step(nets, optims)
+    one_step(again, fresh)
     assert torch.equal(nets.G.bias, again.G.bias)
+
+
+def without(state, keys): return {k: v for k, v in state.items() if k not in keys}
 
 
 def test_missing_or_extra_numbers_are_refused():
     nets = nn.ModuleDict({'G': nn.Linear(2, 2)})
     state = state_tensors(nets, {})
-    with pytest.raises(CheckpointError, match='Missing key'): restore({k: v for k, v in state.items() if 'bias' not in k}, nets, {})
-    with pytest.raises(CheckpointError, match='Unexpected key'): restore({**state, 'net/more': torch.ones(1)}, nets, {})
+    biases = [k for k in state if 'bias' in k]
+    with pytest.raises(CheckpointError, match='Missing key'): restore(without(state, biases), nets, {})
+    more = {**state, 'net/more': torch.ones(1)}
+    with pytest.raises(CheckpointError, match='Unexpected key'): restore(more, nets, {})
 
 
 def test_a_state_without_its_optimizer_is_refused():
@@ -317,9 +328,10 @@ def test_a_state_without_its_optimizer_is_refused():
     keys = [k for k in state if k.startswith('optim/')]
     assert len(keys) == 6
     for lost in ([k] for k in keys):
-        with pytest.raises(CheckpointError, match='memory of Adam'): restore({k: v for k, v in state.items() if k not in lost}, *make())
-    with pytest.raises(CheckpointError, match='memory of Adam'): restore({k: v for k, v in state.items() if k not in keys}, *make())
-    with pytest.raises(CheckpointError, match='another shape'): restore({**state, 'optim/G/weight/exp_avg': torch.zeros(2, 3)}, *make())
+        with pytest.raises(CheckpointError, match='memory of Adam'): restore(without(state, lost), *make())
+    with pytest.raises(CheckpointError, match='memory of Adam'): restore(without(state, keys), *make())
+    turned = {**state, 'optim/G/weight/exp_avg': torch.zeros(2, 3)}
+    with pytest.raises(CheckpointError, match='another shape'): restore(turned, *make())
     restore(state, *make())
 
 
@@ -327,14 +339,21 @@ def test_a_locked_run_refuses_a_second_one(photos, tmp_path, monkeypatch):
     "Another process holds the folder: nothing is read, nothing is written."
     life(photos, tmp_path/'run')
     before = {p: p.read_bytes() for p in (tmp_path/'run').rglob('*') if p.is_file()}
-    code = ('import sys, time; from scenimefy.runs import one_at_a_time\n'
-            'with one_at_a_time(sys.argv[1]): print("locked", flush=True); time.sleep(60)')
-    other = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'run')], stdout=subprocess.PIPE, text=True)
+    code = ('import sys, time\n'
+            'from scenimefy.runs import one_at_a_time\n'
+            'with one_at_a_time(sys.argv[1]):\n'
+            '    print("locked", flush=True)\n'
+            '    time.sleep(60)')
+    command = [sys.executable, '-c', code, str(tmp_path/'run')]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == 'locked\n'
         monkeypatch.setattr(runs.one_at_a_time.__wrapped__, '__defaults__', (.2,))
-        with pytest.raises(UserError, match='another process is at work'): life(photos, tmp_path/'run', resume=True)
-    finally: other.kill(); other.wait()
+        with pytest.raises(UserError, match='another process is at work'):
+            life(photos, tmp_path/'run', resume=True)
+    finally:
+        other.kill()
+        other.wait()
     assert {p: p.read_bytes() for p in (tmp_path/'run').rglob('*') if p.is_file()} == before
     life(photos, tmp_path/'run', resume=True)        # the lock died with its process
 
@@ -356,7 +375,8 @@ def test_a_dead_reader_costs_no_step(photos, tmp_path):
         if step == 3:
             for child in multiprocessing.active_children(): os.kill(child.pid, signal.SIGKILL)
     run = tmp_path/'run'
-    with pytest.raises(UserError, match='workers = 0') as e: life(photos, run, TOY.but(workers=1, steps=40), on_step=kill_readers)
+    with pytest.raises(UserError, match='workers = 0') as e:
+        life(photos, run, TOY.but(workers=1, steps=40), on_step=kill_readers)
     assert '\n' not in str(e.value) and 'go on with --resume' in str(e.value)
     saved = int(checkpoints(run)[-1].stem.split('-')[1])
     assert saved >= 3 and f'after step {saved} is saved' in str(e.value)
@@ -364,12 +384,14 @@ def test_a_dead_reader_costs_no_step(photos, tmp_path):
 
 
 def test_what_a_reader_raises_is_one_line(photos, tmp_path, monkeypatch):
-    def broken(self, position): raise OSError(errno.EIO, 'Input/output error')
+    usual = ImageSet._sample
+    def broken(self, position):
+        if position >= 12: raise OSError(errno.EIO, 'Input/output error')
+        return usual(self, position)
     r = LineRun(TOY.but(workers=1), photos, tmp_path/'run')
-    usual, ImageSet._sample = ImageSet._sample, lambda self, p: usual(self, p) if p < 12 else broken(self, p)
-    try:
-        with pytest.raises(UserError, match='OSError: .Errno 5. Input/output error; the state after step [56] is saved') as e: run_training(r)
-    finally: ImageSet._sample = usual
+    monkeypatch.setattr(ImageSet, '_sample', broken)
+    said = 'OSError: .Errno 5. Input/output error; the state after step [56] is saved'
+    with pytest.raises(UserError, match=said) as e: run_training(r)
     assert '\n' not in str(e.value) and 'Traceback' not in str(e.value)
 
 
@@ -391,7 +413,8 @@ def test_average_moves_by_the_share_that_it_forgets():
     for p in net.parameters(): nn.init.constant_(p, 8.)
     for want in (5., 5.75):
         update_ema(average, net, .75)
-        assert all(p.item() == want for p in average.parameters()) and all(p.item() == 8 for p in net.parameters())
+        assert all(p.item() == want for p in average.parameters())
+        assert all(p.item() == 8 for p in net.parameters())
 
 
 # ---- signals and processes
@@ -401,7 +424,9 @@ def test_signals_in_a_thread():
     seen = []
     def work():
         with stop_signals() as arrived: seen.append(arrived)
-    t = threading.Thread(target=work); t.start(); t.join()
+    t = threading.Thread(target=work)
+    t.start()
+    t.join()
     assert seen == [[]]
 
 
@@ -416,7 +441,10 @@ def test_a_signal_to_another_process_stops_all(photos, tmp_path):
 def test_gradients_of_two_processes_are_their_mean(photos, tmp_path):
     "Not their sum, which Adam would not notice and other optimizers would."
     r = LineRun(TOY, photos, tmp_path/'run')
-    r.world_size, r.accelerator = 2, types.SimpleNamespace(reduce=lambda t, how: (t + 5)/(2 if how == 'mean' else 1))
+    def with_a_five(t, how):
+        "What a second process adds, whose gradients are 5."
+        return (t + 5)/2 if how == 'mean' else t + 5
+    r.world_size, r.accelerator = 2, types.SimpleNamespace(reduce=with_a_five)
     r.nets.G.weight.grad = torch.full((1, 1), 3.)
     r.sync_gradients(['G'])
     assert r.nets.G.weight.grad.item() == 4 and r.nets.G.bias.grad is None
@@ -428,9 +456,11 @@ def test_a_device_is_not_ignored_among_several_processes(photos, tmp_path, monke
         num_processes, process_index, is_main_process, device = 2, 0, True, torch.device('cpu')
     monkeypatch.setattr(runs, '_new_accelerator', lambda folder: Two())
     monkeypatch.setattr(runs, 'pick_device', lambda name: torch.device('cpu' if name == 'auto' else name))
-    for name in ('auto', 'cpu'): assert runs.Processes(tmp_path, name, 'fp32').device == torch.device('cpu')
+    for name in ('auto', 'cpu'):
+        assert runs.Processes(tmp_path, name, 'fp32').device == torch.device('cpu')
     for name in ('cuda', 'cuda:1', 'cpu:0'):
-        with pytest.raises(SettingsError, match='leave the device out'): runs.Processes(tmp_path, name, 'fp32')
+        with pytest.raises(SettingsError, match='leave the device out'):
+            runs.Processes(tmp_path, name, 'fp32')
 
 
 def test_diverged_names_the_images_of_its_own_process(photos, tmp_path):
@@ -456,14 +486,16 @@ def test_frozen_networks_thaw_after_an_error():
 def test_settings_that_change_the_result(photos, tmp_path):
     life(photos, tmp_path/'run')
     for change in (dict(lr=.2), dict(seed=1), dict(batch=1), dict(steps=10)):
-        with pytest.raises(SettingsError, match='keeps its settings'): life(photos, tmp_path/'run', TOY.but(**change), resume=True)
+        with pytest.raises(SettingsError, match='keeps its settings'):
+            life(photos, tmp_path/'run', TOY.but(**change), resume=True)
     life(photos, tmp_path/'run', TOY.but(keep=1, log_every=3, sample_every=1), resume=True)
 
 
 def test_run_folder_is_not_overwritten(photos, tmp_path):
     life(photos, tmp_path/'run')
     with pytest.raises(UserError, match='--resume'): life(photos, tmp_path/'run')
-    (tmp_path/'other').mkdir(); (tmp_path/'other'/LineRun.result).write_text('mine')
+    (tmp_path/'other').mkdir()
+    (tmp_path/'other'/LineRun.result).write_text('mine')
     with pytest.raises(UserError, match='--resume'): life(photos, tmp_path/'other')
     assert (tmp_path/'other'/LineRun.result).read_text() == 'mine'
 

@@ -1,4 +1,4 @@
-"The translator's trainer: the reference numbers, a life cut short, several processes, and what must be refused."
+"The translator's trainer: the reference numbers, a life cut short, several processes, and refusals."
 import os
 import signal
 import socket
@@ -13,11 +13,13 @@ from safetensors.torch import load_file
 
 from scenimefy.core import SettingsError, seeded
 from scenimefy.runs import Diverged, checkpoints, read_history
-from scenimefy.semisup import Networks, SemisupSettings, draw_ids, fast_step, make_optimizers, plain_step, train, without_branch
+from scenimefy.semisup import (Networks, SemisupSettings, draw_ids, fast_step, make_optimizers, plain_step,
+                               train, without_branch)
 from scenimefy.translator import TAPS, ResnetGenerator
 
-TOY = SemisupSettings.preset('tiny').but(size=16, load_size=20, ngf=4, n_blocks=5, ndf=4, n_layers=1, head_dim=8, n_patches=8,
-                                         batch=1, epochs=4, epoch_steps=3, log_every=1, save_every=2, sample_every=100)
+TOY = SemisupSettings.preset('tiny').but(
+    size=16, load_size=20, ngf=4, n_blocks=5, ndf=4, n_layers=1, head_dim=8, n_patches=8,
+    batch=1, epochs=4, epoch_steps=3, log_every=1, save_every=2, sample_every=100)
 
 
 @pytest.fixture(scope='module')
@@ -35,8 +37,18 @@ def folders(tmp_path_factory):
 def same_history(a, b):
     "All that was logged is equal to the last bit, the clock aside."
     a, b = read_history(a), read_history(b)
-    a.pop('seconds'), b.pop('seconds')
+    for history in (a, b): history.pop('seconds')
     return a == b and len(a['step']) > 0
+
+
+def hold_still(optims):
+    "Steps that move nothing."
+    for o in optims.values(): o.param_groups[0]['lr'] = 0.
+
+
+def gradients_of(nets, names):
+    "{network: the gradient of each of its parameters, as it is now}"
+    return {n: [p.grad.clone() for p in getattr(nets, n).parameters()] for n in names}
 
 
 # ---- the numbers of the released implementation
@@ -50,22 +62,25 @@ def test_reference_step(reference, reading, epoch):
                                               decay='none', lam_style=.05*.05)
     nets = Networks(cfg)
     for name, net in nets.present().items():
-        net.load_state_dict({k.split('/', 2)[2]: v for k, v in ref.items() if k.startswith(f'weights/{name}/')}, strict=True)
+        prefix = f'weights/{name}/'
+        weights = {k.removeprefix(prefix): v for k, v in ref.items() if k.startswith(prefix)}
+        net.load_state_dict(weights, strict=True)
     ids = [ref[f'patch_ids/{t}'].long() for t in TAPS]
     # the reference computes G's loss with critics that have not moved yet
     optims = make_optimizers(nets, cfg)
-    for o in optims.values(): o.param_groups[0]['lr'] = 0.
-    grads = {}
-    if reading is fast_step:
-        def keep(names): grads.update({n: [p.grad.clone() for p in getattr(nets, n).parameters()] for n in names})
-        extra = dict(sync_gradients=keep)
-    else: extra = {}
+    hold_still(optims)
+    grads, extra = {}, {}
+    def keep(names): grads.update(gradients_of(nets, names))
+    if reading is fast_step: extra = dict(sync_gradients=keep)
     batch = [ref[f'input/{k}'] for k in ('real_A', 'real_B', 'real_A_p', 'real_B_p')]
     got = reading(nets, optims, batch, dict(F=ids, F_s=ids), cfg, epoch, **extra)
-    if reading is plain_step: grads = {n: [p.grad for p in net.parameters()] for n, net in nets.present().items()}
-    want = {k.split('/')[2]: v.item() for k, v in ref.items() if k.startswith(f'loss/epoch{epoch}/') and v.numel() == 1}
-    pairs = {'src': ('loss_SRC', cfg.lam_src), 'hdce': ('loss_HDCE', cfg.lam_hdce), 'idt': ('loss_HDCE_Y', cfg.lam_hdce),
-             'style': ('loss_NCE_s', cfg.lam_style), 'total': ('loss_G', 1.), 'D': ('loss_D', 1.), 'D_p': ('loss_D_p', 1.)}
+    if reading is plain_step: keep(nets.present())
+    prefix = f'loss/epoch{epoch}/'
+    losses = {k.removeprefix(prefix): v for k, v in ref.items() if k.startswith(prefix)}
+    want = {k: v.item() for k, v in losses.items() if v.numel() == 1}
+    pairs = {'src': ('loss_SRC', cfg.lam_src), 'style': ('loss_NCE_s', cfg.lam_style),
+             'hdce': ('loss_HDCE', cfg.lam_hdce), 'idt': ('loss_HDCE_Y', cfg.lam_hdce),
+             'total': ('loss_G', 1.), 'D': ('loss_D', 1.), 'D_p': ('loss_D_p', 1.)}
     for mine, (name, weight) in pairs.items():
         assert got[mine].item()*weight == pytest.approx(want[name], rel=1e-4), mine
     if epoch == 1:
@@ -91,15 +106,16 @@ def test_gradient_is_the_slope_of_the_loss():
     nets = Networks(cfg).double()
     images = [torch.rand(1, 3, 16, 16, generator=seeded('slope', i)).double()*2 - 1 for i in range(4)]
     still = make_optimizers(nets, cfg)
-    for o in still.values(): o.param_groups[0]['lr'] = 0.
-    grads = {}
-    def keep(names): grads.update({n: [p.grad.clone() for p in getattr(nets, n).parameters()] for n in names})
+    hold_still(still)
     ids = draw_ids(cfg, 0)
     def total(): return plain_step(nets, still, images, ids, cfg, 1)['total'].item()
     plain_step(nets, still, images, ids, cfg, 1)
-    keep(['G'])
-    direction = [torch.randn(p.shape, generator=seeded('direction', i)).double()*(int(name.split('.')[1]) > max(TAPS))
-                 for i, (name, p) in enumerate(nets.G.named_parameters())]
+    grads = gradients_of(nets, ['G'])
+    direction = []
+    for i, (name, p) in enumerate(nets.G.named_parameters()):
+        along = torch.randn(p.shape, generator=seeded('direction', i)).double()
+        in_decoder = int(name.split('.')[1]) > max(TAPS)
+        direction.append(along if in_decoder else torch.zeros_like(along))
     def moved(h):
         with torch.no_grad():
             for p, d in zip(nets.G.parameters(), direction): p += h*d
@@ -147,19 +163,20 @@ def test_nothing_is_recorded_for_keys():
 # ---- a life cut short
 
 RUNNER = textwrap.dedent('''
-    import sys, torch
+    import sys, time, torch
     from scenimefy.semisup import SemisupSettings, train
     torch.set_num_threads(1)
     photos, anime, pairs, run, settings, resume, pace = sys.argv[1:]
     def slow(step, n, losses):
         print(step, flush=True)
-        import time; time.sleep(float(pace))
+        time.sleep(float(pace))
     train(SemisupSettings.from_json(settings), photos, anime, pairs, run, resume == 'yes', slow, device='cpu')
 ''')
 
 
 def start(folders, run, resume=False, pace=0., cfg=TOY, **kwargs):
-    command = [sys.executable, '-c', RUNNER, *map(str, folders), str(run), cfg.to_json(), 'yes' if resume else 'no', str(pace)]
+    arguments = [*folders, run, cfg.to_json(), 'yes' if resume else 'no', pace]
+    command = [sys.executable, '-c', RUNNER, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, **kwargs)
 
 
@@ -168,8 +185,11 @@ def test_sigkill_and_resume(folders, tmp_path):
     whole = start(folders, tmp_path/'whole')
     cut = start(folders, tmp_path/'cut', pace=.02)
     for line in cut.stdout:
-        if line.strip() == '7': cut.kill(); break
-    cut.communicate(); whole.communicate()
+        if line.strip() == '7':
+            cut.kill()
+            break
+    cut.communicate()
+    whole.communicate()
     assert cut.returncode == -signal.SIGKILL and whole.returncode == 0
     assert not (tmp_path/'cut'/'checkpoints'/'step-00000012.safetensors').exists()
     again = start(folders, tmp_path/'cut', resume=True)
@@ -186,7 +206,9 @@ def test_nan_in_a_weight_is_never_saved(folders, tmp_path, monkeypatch):
     def poisoned(nets, *args, **kwargs):
         losses = fast_step(nets, *args, **kwargs)
         poisoned.steps += 1
-        if poisoned.steps == 4: next(nets.G.parameters()).data[0] = float('nan')
+        if poisoned.steps == 4:
+            first = next(nets.G.parameters())
+            first.data[0] = float('nan')
         return losses
     poisoned.steps = 0
     monkeypatch.setattr(semisup, 'fast_step', poisoned)
@@ -256,7 +278,8 @@ def test_every_step_is_told_its_epoch_step_size_and_patches(folders, tmp_path, m
     epochs, sizes, ids = zip(*told)
     assert epochs == (1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4)
     assert {len(s) for s in sizes} == {5}                                    # G, D, D_p, F, F_s
-    for epoch, of_all in zip(epochs, sizes): assert of_all == pytest.approx([{1: .006, 2: .006, 3: .004, 4: .002}[epoch]]*5)
+    full = {1: .006, 2: .006, 3: .004, 4: .002}
+    for epoch, of_all in zip(epochs, sizes): assert of_all == pytest.approx([full[epoch]]*5)
     for step, got in enumerate(ids):
         want = draw_ids(TOY, step, 'cpu', rank)
         assert all(torch.equal(i, j) for head in want for i, j in zip(got[head], want[head]))
@@ -268,18 +291,22 @@ def test_batch_is_the_mean_of_its_images():
     images = [torch.rand(2, 3, 16, 16, generator=seeded('batch', i))*2 - 1 for i in range(4)]
     def gradients(batch):
         nets, grads = Networks(cfg), {}
-        def keep(names): grads.update({(n, k): p.grad.clone() for n in names for k, p in getattr(nets, n).named_parameters()})
+        def keep(names):
+            for n in names:
+                for k, p in getattr(nets, n).named_parameters(): grads[n, k] = p.grad.clone()
         optims = make_optimizers(nets, cfg)
-        for o in optims.values(): o.param_groups[0]['lr'] = 0.
+        hold_still(optims)
         losses = fast_step(nets, optims, batch, draw_ids(cfg, 0), cfg, 2, sync_gradients=keep)
         return losses, grads
     both = gradients(images)
     one, two = (gradients([i[n:n+1] for i in images]) for n in (0, 1))
     for k in both[0]: assert both[0][k].item() == pytest.approx((one[0][k] + two[0][k]).item()/2, rel=1e-5)
     for name in ('G', 'D', 'D_p', 'F', 'F_s'):
-        largest = max(g.abs().max() for (n, _), g in both[1].items() if n == name)
-        for key, g in both[1].items():
-            if key[0] == name: assert ((g - (one[1][key] + two[1][key])/2).abs().max()/largest).item() < 1e-4, key
+        of_net = {key: g for key, g in both[1].items() if key[0] == name}
+        largest = max(g.abs().max() for g in of_net.values())
+        for key, g in of_net.items():
+            gap = (g - (one[1][key] + two[1][key])/2).abs().max()
+            assert (gap/largest).item() < 1e-4, key
 
 
 PROCESSES = textwrap.dedent('''
@@ -292,7 +319,8 @@ PROCESSES = textwrap.dedent('''
 
 
 def test_two_processes_equal_one_with_twice_the_batch(folders, tmp_path):
-    cfg = TOY.but(epochs=2, epoch_steps=2, lam_src=0., lam_hdce=0., lam_style=0., lam_l1=1.)  # patches are drawn per process
+    # each process draws its own patches, so the terms that look at patches are left out
+    cfg = TOY.but(epochs=2, epoch_steps=2, lam_src=0., lam_hdce=0., lam_style=0., lam_l1=1.)
     train(cfg.but(batch=2), *folders, tmp_path/'one')
     script = tmp_path/'run.py'
     script.write_text(PROCESSES)
@@ -302,9 +330,11 @@ def test_two_processes_equal_one_with_twice_the_batch(folders, tmp_path):
     env = dict(os.environ, MASTER_ADDR='127.0.0.1', MASTER_PORT=port, WORLD_SIZE='2',
                LOCAL_WORLD_SIZE='2', ACCELERATE_USE_CPU='true')
     command = [sys.executable, str(script), *map(str, folders), str(tmp_path/'two'), cfg.to_json()]
-    processes = [subprocess.Popen(command, env=dict(env, RANK=str(r), LOCAL_RANK=str(r)), stdout=subprocess.DEVNULL,
-                                  stderr=subprocess.PIPE, text=True) for r in (0, 1)]
-    for p in processes:
+    def start_one(rank):
+        own = dict(env, RANK=str(rank), LOCAL_RANK=str(rank))
+        return subprocess.Popen(command, env=own, text=True,
+                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    for p in [start_one(rank) for rank in (0, 1)]:
         _, errors = p.communicate(timeout=120)
         assert p.returncode == 0, errors[-1500:]
     a, b = (load_file(tmp_path/d/'translator.safetensors') for d in ('one', 'two'))
@@ -319,7 +349,8 @@ def test_betas_are_two():
 
 
 def test_lam_content_needs_a_network(folders, tmp_path):
-    with pytest.raises(SettingsError, match='content_net'): train(TOY.but(lam_content=1.), *folders, tmp_path/'run')
+    with pytest.raises(SettingsError, match='content_net'):
+        train(TOY.but(lam_content=1.), *folders, tmp_path/'run')
 
 
 def test_bf16_keeps_the_heads_in_fp32(folders, tmp_path):

@@ -13,9 +13,10 @@ from PIL import Image
 import scenimefy.study as S
 from scenimefy.core import UserError, seeded
 from scenimefy.data import ImageError
-from scenimefy.study import (_COLUMNS, _CRITERIA, _PAPER_METHODS, _PAPER_TABLE_2, Booth, arrangement, bootstrap,
-                             _cast, open_study, _pending, _questions, read_votes, _shares, simulate, table_2, tabulate,
-                             voter_intervals, voters_needed, _votes_file, wilson, winner_p)
+from scenimefy.study import (_COLUMNS, _CRITERIA, _PAPER_METHODS, _PAPER_TABLE_2, Booth, arrangement,
+                             bootstrap, _cast, open_study, _pending, _questions, read_votes, _shares,
+                             simulate, table_2, tabulate, voter_intervals, voters_needed, _votes_file,
+                             wilson, winner_p)
 
 
 def picture(key, size=(24, 16)):
@@ -99,7 +100,8 @@ def test_id_changes_with_every_part(study):
 
 def test_everybody_is_asked_everything_in_an_order_of_their_own(study):
     orders = {tuple(_questions(study, f'v{i}')) for i in range(30)}
-    assert len(orders) > 15 and all(set(o) == {(n, c) for n in study.names for c in _CRITERIA} for o in orders)
+    everything = {(n, c) for n in study.names for c in _CRITERIA}
+    assert len(orders) > 15 and all(set(o) == everything for o in orders)
     orders = [arrangement(study, f'v{i}', n) for i in range(300) for n in study.names]
     places = np.array([[order.index(m) for m in study.methods] for order in orders])
     for m in range(3): assert np.abs(np.bincount(places[:, m])/1200 - 1/3).max() < .07

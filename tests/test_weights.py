@@ -121,7 +121,8 @@ def test_altered_long_and_short(server, home, mode):
 
 def test_another_size_is_refused_before_the_first_byte(server, home):
     server.data += b'more'
-    with pytest.raises(WeightsError, match='offers 300,004 bytes.*another file stands there now'): fetch('toy')
+    with pytest.raises(WeightsError, match='offers 300,004 bytes.*another file stands there now'):
+        fetch('toy')
     assert names(home) == set()
 
 
