@@ -136,7 +136,7 @@ def test_a_branch_is_switched_off_by_the_terms_that_are_on():
 
 
 def test_every_row_is_a_setting_a_weight_and_a_switch():
-    "One more weight above 0 adds one more term to the step, and nothing else; the identity half follows hDCE."
+    "A weight above 0 adds its term to the step, and nothing else; the identity half follows hDCE."
     from scenimefy.semisup import TERMS, term_weights
     nothing = without_branch('unsupervised') | without_branch('supervised')
     base = TOY.but(lam_l1=1.).but(**nothing)
