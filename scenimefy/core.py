@@ -162,7 +162,8 @@ def to_array(image:torch.Tensor  # float (3,H,W) or (1,3,H,W) in [-1,1]; values 
     levels = image.add(1).mul(127.5).round().clamp(0, 255).byte()
     return levels.permute(1, 2, 0).contiguous().numpy()
 
-def to_image(image:torch.Tensor) -> Image.Image:
+def to_image(image:torch.Tensor # float (3,H,W) or (1,3,H,W) in [-1,1]; values outside are clamped
+            ) -> Image.Image:   # RGB
     "A PIL image from one float image (3,H,W) in [-1,1]."
     return Image.fromarray(to_array(image))
 

@@ -461,9 +461,10 @@ def compare(methods:dict,            # {name: folder}
             photos=None,             # folder of the inputs, matched by name
             features:str='inception',# 'inception', 'tiny' or a file
             out=None,                # for metrics.json, index.html and reference.safetensors
-            device:str='auto', progress:bool=False,
+            device:str='auto',       # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
+            progress:bool=False,     # show bars
             resize:int=0             # side to which pictures are squeezed first, px; 0: measured as stored
-           ) -> dict:
+           ) -> dict:                # what `metrics.json` holds: distances, KID, intervals, and how they came
     """Measure folders against one reference. `UserError` if anything is wrong with them; all of it is said
     before the first network is loaded."""
     _check_request(methods, reference, photos, features, out)
@@ -487,10 +488,15 @@ def compare(methods:dict,            # {name: folder}
     return report
 
 # %% ../nbs/11c_evaluate.ipynb #exp-evaluate
-def evaluate(generated,               # folder of pictures to judge
-             reference,               # as in `compare`, and so is the rest
-             photos=None, features:str='inception', out=None, device:str='auto',
-             progress:bool=False, resize:int=0) -> dict:
+def evaluate(generated,                # folder of pictures to judge
+             reference,                # folder, or a file of `save_summary`, or pytorch-fid's .npz
+             photos=None,              # folder of the inputs, matched by name
+             features:str='inception', # 'inception', 'tiny' or a file
+             out=None,                 # for metrics.json, index.html and reference.safetensors
+             device:str='auto',        # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
+             progress:bool=False,      # show bars
+             resize:int=0              # side to which pictures are squeezed first, px; 0: measured as stored
+            ) -> dict:                 # as `compare` gives it
     "`compare` for one folder, called by its name in the report; `generated`, if that is none or `photos`."
     name = Path(generated).name
     if name in ('', 'photos'): name = 'generated'                   # `photos` are the inputs

@@ -272,11 +272,13 @@ class FinetuneRun(TrainingRun):
         save_stylegan(self.folder/self.result, dict(g_ema=self.ema.state_dict()), **about)
 
 # %% ../nbs/07_finetune.ipynb #exp-finetune
-def finetune(cfg:FinetuneSettings,
+def finetune(cfg:FinetuneSettings, # the settings
              source,             # StyleGAN file of photos, or 'tiny'; its critic is used where it holds one
              anime,              # folder of anime images
              run,                # folder to write to
-             resume:bool=False, on_step=None, device:str='auto',
+             resume:bool=False,  # go on from the newest checkpoint in `run`
+             on_step=None,       # called as on_step(step, n_steps, losses) after every logged step
+             device:str='auto',  # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
              priors:Priors=None  # judges of your own; None: those that `cfg` names
             ) -> Path:           # RUN/anime.safetensors
     "Turn a generator of photos into one of anime. `Stopped` leaves a state to go on from."

@@ -135,7 +135,9 @@ folder = world.write_world('world', n_photos=4, n_anime=4, n_pairs=0, size=64)
 report = compare({'nothing done': folder/'photos'}, folder/'anime', features='tiny', device='cpu')
 list(report['methods'])  # → ['nothing done']"""))
 
-FRONT = {entry.name: entry for entry in _USE + _JUDGES + _STAGE_1 + _STAGES_2_3 + _MEASURE}
+_GROUPS = {'Use': _USE, 'Networks and the drawn world': _JUDGES, 'Stage 1': _STAGE_1,
+           'Stages 2 and 3': _STAGES_2_3, 'Measure': _MEASURE}
+FRONT = {entry.name: entry for rows in _GROUPS.values() for entry in rows}
 
 # %% ../nbs/16_front.ipynb #exp-comments
 def _comments(fn) -> dict: # {name of a parameter, or 'return': text}
@@ -150,8 +152,9 @@ def _comments(fn) -> dict: # {name of a parameter, or 'return': text}
         beside[above] = f'{beside[above]} {text}' if alone and above in beside else text
     node = ast.parse(source).body[0]
     end = node.returns.end_lineno if node.returns else 0
-    every = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
-    found = {a.arg: beside[a.lineno] for a in every if a.lineno in beside and a.lineno != end}
+    a = node.args
+    every = [x for x in (*a.posonlyargs, *a.args, a.vararg, *a.kwonlyargs, a.kwarg) if x]
+    found = {x.arg: beside[x.lineno] for x in every if x.lineno in beside and x.lineno != end}
     return found | ({'return': beside[end]} if end in beside else {})
 
 # %% ../nbs/16_front.ipynb #exp-explain
@@ -224,4 +227,9 @@ class _Front(ModuleType):
 
 def open_front(package:str):
     "Make `package` the front door."
-    sys.modules[package].__class__ = _Front
+    groups = [f'{title}: {", ".join(e.name for e in rows)}' for title, rows in _GROUPS.items()]
+    module = sys.modules[package]
+    first = 'Photos into anime scenes: Scenimefy (ICCV 2023), to use and to study.'
+    last = '`help` of each of these names explains it, with an example.'
+    module.__doc__ = '\n\n'.join([first, *groups, last])
+    module.__class__ = _Front

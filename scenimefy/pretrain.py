@@ -218,10 +218,12 @@ class PretrainRun(TrainingRun):
         save_stylegan(self.folder/self.result, states, settings=self.cfg.to_json(), step=str(self.step))
 
 # %% ../nbs/06b_pretrain.ipynb #exp-pretrain
-def pretrain(cfg:PretrainSettings,
+def pretrain(cfg:PretrainSettings, # the settings
              photos,             # folder of images
              run,                # folder to write to
-             resume:bool=False, on_step=None, device:str='auto',
+             resume:bool=False,  # go on from the newest checkpoint in `run`
+             on_step=None,       # called as on_step(step, n_steps, losses) after every logged step
+             device:str='auto',  # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
              tokens=None,        # function from images to features (B,N,dim), if `lam_token` is used
              start=None          # a StyleGAN file to go on from, of this size or a smaller one
             ) -> Path:           # RUN/stylegan.safetensors

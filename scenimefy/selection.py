@@ -107,7 +107,8 @@ class StyleganPairs:
     length = None
     def __init__(self, source, target,       # files, names for `load_stylegan`, or generators
                  psi:float=.7,               # truncation
-                 device:str='auto'):
+                 device:str='auto'           # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
+                ):
         nets = [g if isinstance(g, Generator) else load_stylegan(g) for g in (source, target)]
         sizes = [(g.size, g.style_dim) for g in nets]
         if sizes[0] != sizes[1]:
@@ -392,7 +393,7 @@ class Selected:
     candidates: int
 
 # %% ../nbs/08_selection.ipynb #exp-make
-def make_pairs(cfg:SelectSettings,
+def make_pairs(cfg:SelectSettings, # the settings
                source,            # a `PairSource`
                segmenter,         # of `load_segmenter(cfg.segmenter)`
                out,               # folder for trainA/, trainB/ and scores.jsonl

@@ -386,7 +386,7 @@ def train(cfg:SemisupSettings, # the settings
           run,                 # folder to write to
           resume:bool=False,   # go on from the newest checkpoint in `run`
           on_step=None,        # called as on_step(step, n_steps, losses) after every logged step
-          device:str='auto',
+          device:str='auto',   # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
           content_net=None     # function from images to features, if `lam_content` is used
          ) -> Path:            # RUN/translator.safetensors
     "Train a translator. `Stopped` leaves a state to resume, `Diverged` the checkpoints before it."

@@ -429,7 +429,7 @@ def _load(weights, part, kind, sizes_of):
 # %% ../nbs/03_stylegan.ipynb #exp-load-named
 def load_stylegan(weights,            # as in `read_stylegan`
                   which:str='g_ema',  # or 'g': without averaging
-                  device:str='cpu'
+                  device:str='cpu'    # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
                  ) -> Generator:      # float32, in eval mode
     "A fresh generator from a file or by name; its sizes are read off the shapes, every key is checked."
     return _load(weights, which, Generator, generator_sizes).to(pick_device(device))

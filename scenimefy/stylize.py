@@ -336,7 +336,7 @@ def stylize_folder(paths,                # files and folders, or one of them
                    weights='shinkai', device:str='auto', precision:str=None,    # as in `stylize`
                    max_pixels:int=None,  # as in `stylize`
                    progress:bool=True    # show a bar
-                  ) -> Report:
+                  ) -> Report:           # what became of every photo
     "Stylize every photo under `paths` as PNG; a photo that fails is reported and the others go on."
     start, out, report = time.perf_counter(), Path(out), Report()
     if isinstance(paths, (str, os.PathLike)): paths = [paths]

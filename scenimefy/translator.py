@@ -343,11 +343,11 @@ def init_weights(net, gain=0.02, generator=None):  # a CPU generator; None: the 
     return net
 
 # %% ../nbs/04_translator.ipynb #exp-save
-def save_translator(net:ResnetGenerator,
-                   path,         # ends in .safetensors
-                   half:bool=False, # float16 on disk; float32 in memory all the same
-                   **metadata    # strings, numbers or lists to store beside the weights
-                  ) -> Path:
+def save_translator(net:ResnetGenerator, # what is written
+                    path,                # ends in .safetensors
+                    half:bool=False,     # float16 on disk; float32 in memory all the same
+                    **metadata           # strings, numbers or lists to store beside the weights
+                   ) -> Path:            # `path`
     "Write `net` as safetensors, whole or not at all."
     path = Path(path)
     if path.suffix != '.safetensors':
@@ -394,7 +394,7 @@ def _build(tensors):
 
 # %% ../nbs/04_translator.ipynb #exp-load
 def load_translator(weights,         # 'tiny' (weights/tiny.safetensors), 'shinkai', .safetensors or .pth file
-                   device:str='cpu'
+                   device:str='cpu'  # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
                   ) -> ResnetGenerator: # float32, in eval mode
     "A fresh generator from a weights file, checked key by key."
     path = find_weights(weights)

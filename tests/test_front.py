@@ -73,6 +73,21 @@ def test_everything_is_explained():
             assert inspect.signature(thing).return_annotation is not inspect.Signature.empty, name
 
 
+def test_no_parameter_is_left_unexplained():
+    "Each has a line of its own, and so has what comes back."
+    from scenimefy.front import _comments
+    for name, thing in functions().items():
+        if hasattr(thing, 'PRESETS'): continue
+        is_class = inspect.isclass(thing)
+        comments = _comments(thing.__init__ if is_class else thing)
+        wanted = [*inspect.signature(thing).parameters, *([] if is_class else ['return'])]
+        assert not [w for w in wanted if w not in comments], name
+
+
+def test_the_package_says_what_it_offers():
+    assert all(name in scenimefy.__doc__ for name in FRONT)
+
+
 def test_parameters_bring_their_comments():
     def painted(width:int=3,   # px
                 ratio=1.,      # height by width,
