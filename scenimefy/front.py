@@ -225,6 +225,7 @@ class _Front(ModuleType):
 
     def __dir__(self): return sorted([*FRONT, '__version__'])
 
+# %% ../nbs/16_front.ipynb #exp-open
 def open_front(package:str):
     "Make `package` the front door."
     groups = [f'{title}: {", ".join(e.name for e in rows)}' for title, rows in _GROUPS.items()]
