@@ -312,7 +312,7 @@ _ABOUT = {  # {file: (title, what it knows, where it is explained, its limits)}
              'It knows 17 words and one kind of picture. Its similarities mean nothing for real photos.'),
     'segmenter': ('Tiny Mask2Former', 'seven classes of the drawn world, in both styles', 'notebook 05b',
                   'On real photos its answers are guesses.'),
-    'stylegan': ('Tiny StyleGAN2', 'photos of the drawn world, 64 px, with its critic', 'notebook 03',
+    'stylegan': ('Tiny StyleGAN2', 'photos of the drawn world, 64 px, with its critic', 'notebook 06b',
                  'Mountains are ragged, trees lumpy, houses few. The distance is taken in features that its '
                  'second critic saw. The bundled file was made in three sittings; notebook 14 says how that '
                  'differs from one bake.'),

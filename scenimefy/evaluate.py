@@ -129,7 +129,7 @@ class Summary:
     n: int          # None: nobody told us
     mean: Tensor    # (D) float64
     cov: Tensor     # (D,D) float64
-    kept: Tensor    # (at most KEEP, D) float32, in random order
+    kept: Tensor    # (at most _KEEP, D) float32, in random order
     about: dict     # network, versions, sizes, files
 
 def _versions() -> dict:
@@ -427,10 +427,6 @@ def _protocol(folders, target, resize) -> dict:
     return dict(resize=how, formats=formats)
 
 # %% ../nbs/11c_evaluate.ipynb #exp-report
-def _load_judges(features, device) -> tuple: # segmenter, perceptual distance
-    segmenter, perceptual = _JUDGES['tiny' if features == 'tiny' else 'inception']
-    return load_segmenter(segmenter, device), load_perceptual(perceptual, device)
-
 def _measure_all(folders, target, net, judges, progress) -> dict: # {name: numbers}
     found = {}
     for name, f in folders.items():
@@ -478,10 +474,11 @@ def compare(methods:dict,            # {name: folder}
 
     net = load_features(features, device)
     if saved: _check_taken(target, reference, net)
-    judges = () if photos is None else _load_judges(features, net.device)
+    segmenter, perceptual = _JUDGES['tiny' if features == 'tiny' else 'inception']
+    judges = () if photos is None else (load_segmenter(segmenter, net.device),
+                                        load_perceptual(perceptual, net.device))
     target = target or summarize(net, ref, progress=progress)
     found = _measure_all(folders, target, net, judges, progress)
-    segmenter, perceptual = _JUDGES['tiny' if features == 'tiny' else 'inception']
     protocol = _protocol(folders, target, resize)
     report = _report(net, segmenter if judges else None, perceptual, protocol, target, found)
     if out: _write(report, folders, target, out, saved)

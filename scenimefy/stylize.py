@@ -137,7 +137,7 @@ def _as_given(net, device, precision):
 def _ready(weights, device, precision):
     "The network to run, from a name, a file, or as it was given."
     if precision not in (None, *_PRECISIONS):
-        raise UserError(f"precision {precision!r} is unknown; use 'fp32' or 'bf16'")
+        raise SettingsError(f"precision {precision!r} is unknown; use 'fp32' or 'bf16'")
     if isinstance(weights, nn.Module): return _as_given(weights, device, precision)
     return _from_file(weights, device, precision or 'fp32')
 

@@ -188,7 +188,7 @@ def _torch_cache() -> Path:
 
 # %% ../nbs/02c_weights.ipynb #exp-kept-at
 def kept_at(name:str,     # in `REGISTRY`
-            folder=None   # default: `torch_cache()` for a shared file, else `weights_home()`
+            folder=None   # default: `_torch_cache()` for a shared file, else `weights_home()`
            ) -> Path:
     "Where the file of `name` is, or will be once it is fetched."
     remote = REGISTRY[name]

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from scenimefy import stylize as S
-from scenimefy.core import UserError
+from scenimefy.core import SettingsError, UserError
 from scenimefy.stylize import quicken, stylize, stylize_folder, translate
 from scenimefy.translator import ResnetGenerator, load_translator, save_translator
 from scenimefy.weights import WeightsError
@@ -179,7 +179,8 @@ def test_device_and_precision_are_honoured_or_refused(net, tmp_path, way):
                                   (saved, dict(precision='float32'), "use 'fp32' or 'bf16'"),
                                   (net, dict(precision='bfloat16'), "use 'fp32' or 'bf16'"),
                                   (saved, dict(device='gpu0'), 'no device is called')):
-        with pytest.raises(UserError, match=words): run(weights, **asked)
+        kind = SettingsError if words.startswith('use') else UserError   # a wrong word: exit status 2
+        with pytest.raises(kind, match=words): run(weights, **asked)
     assert not out.exists()
     for weights, asked in ((net, dict(device='cpu', precision='fp32')), (low, dict(precision='bf16')),
                            (low, {}),
