@@ -89,7 +89,8 @@ def measured(words, env):
 
 def write_pictures(folder, n, first, style):
     from scenimefy.core import to_image
-    from scenimefy.world import render, scenes
+    from scenimefy.painters import render
+    from scenimefy.world import scenes
     folder.mkdir()
     for k in range(n):
         image = to_image(render(scenes([first + k]), 128, style)[0])

@@ -534,7 +534,8 @@ def check_stylize(kit):
     import numpy as np
     from scenimefy.core import to_image
     from scenimefy.stylize import stylize
-    from scenimefy.world import HELD_OUT, render, scenes
+    from scenimefy.painters import render
+    from scenimefy.world import HELD_OUT, scenes
     photo = to_image(render(scenes([HELD_OUT]), 128, 'photo')[0]).crop((0, 0, 127, 97))
     def levels(device, precision):
         return np.asarray(stylize(photo, 'tiny', device, precision)).astype(float)
@@ -855,7 +856,8 @@ def draw_portion(number, folder, pairs, sharp, side):
     from scenimefy.core import to_image
     from scenimefy.priors import load_segmenter
     from scenimefy.selection import SelectSettings, StyleganPairs, make_pairs
-    from scenimefy.world import render, scenes
+    from scenimefy.painters import render
+    from scenimefy.world import scenes
     import torch
     torch.set_num_threads(1)
     raw, done = folder/f'raw-{number:03d}', folder/f'portion-{number:03d}'

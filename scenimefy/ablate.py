@@ -31,7 +31,8 @@ from .selection import (SelectSettings, StyleganPairs, agreement, digest, lbce_r
 from .semisup import SemisupSettings, train, without_branch
 from .stylegan import load_stylegan
 from .translator import load_translator
-from .world import HELD_OUT, render, scenes, write_world
+from .painters import render, write_world
+from .world import HELD_OUT, scenes
 
 # %% ../nbs/12_ablate.ipynb #exp-rows
 _TOY_RECIPE = SemisupSettings.preset('tiny')

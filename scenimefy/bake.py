@@ -27,7 +27,8 @@ from .pretrain import PretrainSettings, pretrain
 from .stylegan import load_stylegan, read_stylegan, save_stylegan
 from .teachers import ClipSettings, SegmenterSettings, train_clip, train_segmenter
 from .translator import load_translator, save_translator
-from .world import HELD_OUT, is_daytime, render, scenes, write_world
+from .painters import render, write_world
+from .world import HELD_OUT, is_daytime, scenes
 
 # %% ../nbs/14_bake.ipynb #exp-bakesettings
 @dataclass(frozen=True)

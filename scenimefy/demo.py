@@ -26,7 +26,8 @@ from .selection import SelectSettings, StyleganPairs, choose, make_pairs, read_s
 from .semisup import TERMS, SemisupSettings, train
 from .stylize import stylize
 from .translator import load_translator
-from .world import HELD_OUT, caption, is_daytime, render, scenes, write_world
+from .painters import render, write_world
+from .world import HELD_OUT, caption, is_daytime, scenes
 
 # %% ../nbs/14b_demo.ipynb #exp-settings
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ from scenimefy import stylize
 stylize(Image.new('RGB', (50, 30), 'teal'), weights='tiny', device='cpu').size  # → (50, 30)"""),
     Entry('stylize_folder', 'stylize',
           '`UserError` if nothing can be written; a bad photo stands in the report', """
-from scenimefy import stylize_folder, world
-photos = world.write_world('world', n_photos=2, n_anime=0, n_pairs=0, size=32)/'photos'
+from scenimefy import painters, stylize_folder
+photos = painters.write_world('world', n_photos=2, n_anime=0, n_pairs=0, size=32)/'photos'
 len(stylize_folder(photos, 'scenes', weights='tiny', device='cpu', progress=False).done)  # → 2"""),
     Entry('load_translator', 'translator', '`WeightsError` for a file that holds no translator', """
 from scenimefy import load_translator
@@ -46,8 +46,8 @@ load_translator('tiny').n_blocks  # → 6"""),
 from scenimefy import load_translator, save_translator
 save_translator(load_translator('tiny'), 'mine.safetensors').name  # → 'mine.safetensors'"""),
     Entry('read_image', 'data', '`ImageError` says what the file is instead of a picture', """
-from scenimefy import read_image, world
-photos = world.write_world('world', n_photos=1, n_anime=0, n_pairs=0, size=32)/'photos'
+from scenimefy import painters, read_image
+photos = painters.write_world('world', n_photos=1, n_anime=0, n_pairs=0, size=32)/'photos'
 read_image(photos/'000000.png').size  # → (32, 32)"""),
     Entry('to_model', 'core', '`ValueError` for arrays that are no pictures', """
 from PIL import Image
@@ -65,19 +65,22 @@ import torch
 from scenimefy import load_stylegan
 load_stylegan('tiny')(torch.randn(1, 64)).shape  # → torch.Size([1, 3, 64, 64])"""),
     Entry('load_clip', 'priors', '`WeightsError` for a file that is missing or of another network', """
-from scenimefy import load_clip, world
-load_clip('tiny')(world.render([7], 64, 'photo')).shape  # → torch.Size([1, 64])"""),
+from scenimefy import load_clip, painters
+load_clip('tiny')(painters.render([7], 64, 'photo')).shape  # → torch.Size([1, 64])"""),
     Entry('load_segmenter', 'priors', '`WeightsError` for a file that is missing or of another network', """
 from scenimefy import load_segmenter
 load_segmenter('tiny').classes[0]  # → 'sky'"""),
     Entry('load_perceptual', 'priors', '`UserError` for an unknown name, `WeightsError` for a bad file', """
-from scenimefy import load_perceptual, world
-x = world.render([7], 64, 'photo')
+from scenimefy import load_perceptual, painters
+x = painters.render([7], 64, 'photo')
 load_perceptual('tiny')(x, x).item()  # → 0.0"""),
-    Entry('world', 'world', '`WorldError` for sizes that cannot be drawn', """
+    Entry('world', 'world', '`ValueError` for a mix that is none and for seeds that are no integers', """
 from scenimefy import world
-world.render([7], 64, 'anime').shape  # → torch.Size([1, 3, 64, 64])
-world.CLASSES[0]  # → 'sky'"""))
+len(world.scenes([7, 8]))  # → 2
+world.CLASSES[0]  # → 'sky'"""),
+    Entry('painters', 'painters', '`WorldError` for a world that cannot be written', """
+from scenimefy import painters
+painters.render([7], 64, 'anime').shape  # → torch.Size([1, 3, 64, 64])"""))
 
 # %% ../nbs/16_front.ipynb #exp-stages
 _STAGE_1 = (
@@ -85,8 +88,8 @@ _STAGE_1 = (
 from scenimefy import PretrainSettings
 PretrainSettings.preset('tiny').size  # → 64"""),
     Entry('pretrain', 'pretrain', '`UserError` for folders; `Stopped`, `Diverged` if it ends early', """
-from scenimefy import PretrainSettings, pretrain, world
-photos = world.write_world('world', n_photos=8, n_anime=0, n_pairs=0, size=16)/'photos'
+from scenimefy import PretrainSettings, painters, pretrain
+photos = painters.write_world('world', n_photos=8, n_anime=0, n_pairs=0, size=16)/'photos'
 cfg = PretrainSettings.preset('tiny').but(size=16, channels=(8, 8, 8), steps=2)
 pretrain(cfg, photos, 'run', device='cpu').name  # → 'stylegan.safetensors'"""),
     Entry('FinetuneSettings', 'finetune', '`SettingsError` names the setting, its range and its meaning', """
@@ -94,8 +97,8 @@ from scenimefy import FinetuneSettings
 FinetuneSettings().lam_clip  # → 1.0"""),
     Entry('finetune', 'finetune',
           '`UserError` for folders and sources; `Stopped`, `Diverged` if it ends early', """
-from scenimefy import FinetuneSettings, finetune, world
-anime = world.write_world('world', n_photos=0, n_anime=8, n_pairs=0, size=64)/'anime'
+from scenimefy import FinetuneSettings, finetune, painters
+anime = painters.write_world('world', n_photos=0, n_anime=8, n_pairs=0, size=64)/'anime'
 cfg = FinetuneSettings.preset('tiny').but(steps=1)
 finetune(cfg, 'tiny', anime, 'run', device='cpu').name  # → 'anime.safetensors'"""))
 
@@ -116,8 +119,8 @@ make_pairs(cfg, source, load_segmenter('tiny', source.device), 'pairs').accepted
 from scenimefy import SemisupSettings
 SemisupSettings().lam_src  # → 0.05"""),
     Entry('train', 'semisup', '`UserError` for folders; `Stopped`, `Diverged` if it ends early', """
-from scenimefy import SemisupSettings, train, world
-folder = world.write_world('world', n_photos=4, n_anime=4, n_pairs=4, size=32)
+from scenimefy import SemisupSettings, painters, train
+folder = painters.write_world('world', n_photos=4, n_anime=4, n_pairs=4, size=32)
 cfg = SemisupSettings.preset('tiny').but(size=32, load_size=32, epochs=2, epoch_steps=1, n_patches=16)
 made = train(cfg, folder/'photos', folder/'anime', folder/'pairs', 'run', device='cpu')
 made.name  # → 'translator.safetensors'"""))
@@ -125,13 +128,13 @@ made.name  # → 'translator.safetensors'"""))
 # %% ../nbs/16_front.ipynb #exp-measure
 _MEASURE = (
     Entry('evaluate', 'evaluate', '`UserError` says all that is wrong with the folders', """
-from scenimefy import evaluate, world
-folder = world.write_world('world', n_photos=4, n_anime=4, n_pairs=0, size=64)
+from scenimefy import evaluate, painters
+folder = painters.write_world('world', n_photos=4, n_anime=4, n_pairs=0, size=64)
 report = evaluate(folder/'photos', folder/'anime', features='tiny', device='cpu')
 report['measure']  # → 'tiny Fréchet distance'"""),
     Entry('compare', 'evaluate', '`UserError` says all that is wrong with the folders', """
-from scenimefy import compare, world
-folder = world.write_world('world', n_photos=4, n_anime=4, n_pairs=0, size=64)
+from scenimefy import compare, painters
+folder = painters.write_world('world', n_photos=4, n_anime=4, n_pairs=0, size=64)
 report = compare({'nothing done': folder/'photos'}, folder/'anime', features='tiny', device='cpu')
 list(report['methods'])  # → ['nothing done']"""))
 
@@ -205,7 +208,7 @@ def _explain_module(module, name:str):
     "Write the docstrings of a module's public names; let it be called if one of them has its name."
     for entry in (e for e in FRONT.values() if e.home == name):
         thing = vars(module).get(entry.name)
-        if thing is None: continue                            # `world` is the module itself
+        if thing is None: continue                            # `world` and `painters` are modules
         thing.__doc__ = explained(thing, entry)
         if entry.name != name: continue
         module.__class__ = _CallableModule

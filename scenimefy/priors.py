@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from .core import UserError, atomic_path, check_images, pick_device
 from .weights import WeightsError, fetch, find_weights, misfit, offline, read_weights
-from .world import CLASSES, HELD_OUT, captions, render
+from .painters import render
+from .world import CLASSES, HELD_OUT, captions
 
 # %% ../nbs/05_priors.ipynb #exp-judge
 class Judge(nn.Module):

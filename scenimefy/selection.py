@@ -25,7 +25,8 @@ from .priors import semantic_scores
 from .runs import Stopped, one_at_a_time, stop_signals, write_png
 from .stylegan import Generator, load_stylegan, truncate
 from .weights import sha256_of
-from .world import CONIFER, HELD_OUT, HOUSE, labels, render, scenes
+from .painters import labels, render
+from .world import CONIFER, HELD_OUT, HOUSE, scenes
 
 # %% ../nbs/08_selection.ipynb #eq-lbce
 def lbce_released(anime_scores:Tensor, # (B,K,H,W) of `semantic_scores`

@@ -19,7 +19,8 @@ from .core import Settings, SettingsError, atomic_path, opt, seeded
 from .priors import (Clip, Segmenter, clip_input, save_half, segment, segmenter_input,
                               tiny_clip_net, tiny_segmenter_net, tokenize)
 from .runs import CheckpointError, read_checkpoint, restore, state_tensors
-from .world import CLASSES, HELD_OUT, MIXES, STYLES, captions, labels, render, scenes
+from .painters import STYLES, labels, render
+from .world import CLASSES, HELD_OUT, MIXES, captions, scenes
 
 # %% ../nbs/05b_teachers.ipynb #exp-settings
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from scenimefy.page import table_html
 from scenimefy.runs import Diverged, Stopped
 from scenimefy.selection import Selected, passes
 from scenimefy.stylegan import load_stylegan
-from scenimefy.world import HELD_OUT, render, scenes
+from scenimefy.painters import render
+from scenimefy.world import HELD_OUT, scenes
 
 ROWS = {'full': {}, 'w/o sail': dict(adds=.5), 'twin of full': {}}
 ABOUT = dict(boat='red', lr=1e-3, sizes=(1, 2))

@@ -19,7 +19,8 @@ from scenimefy.stylegan import load_discriminator, load_stylegan
 from scenimefy.teachers import clip_scores, segmenter_scores
 from scenimefy.translator import load_translator
 from scenimefy.weights import PACKAGE
-from scenimefy.world import HELD_OUT, render, scenes
+from scenimefy.painters import render
+from scenimefy.world import HELD_OUT, scenes
 
 LIMIT = 12*2**20
 

@@ -17,7 +17,7 @@ from scenimefy.core import SettingsError, seeded
 from scenimefy.data import Transform
 from scenimefy.runs import run_training
 from scenimefy.semisup import SemisupSettings, draw_ids
-from scenimefy.world import write_world
+from scenimefy.painters import write_world
 from tape import Tape
 
 SMALL = BaselineSettings.preset('tiny').but(

@@ -13,7 +13,8 @@ from scenimefy.demo import (Clock, DemoSettings, _failed_html, _fit_finetune, _f
                             _show_photo, _show_photos, _smooth, _to_truth)
 from scenimefy.finetune import FinetuneSettings
 from scenimefy.semisup import SemisupSettings
-from scenimefy.world import HELD_OUT, is_daytime, render
+from scenimefy.painters import render
+from scenimefy.world import HELD_OUT, is_daytime
 
 from test_page import Reader
 

@@ -20,7 +20,8 @@ from scenimefy.evaluate import (_KEEP, Summary, compare, evaluate, halves, measu
                                 _preflight, read_summary, summarize, survey, _table_row, _warning_for)
 from scenimefy.features import Features, load_features
 from scenimefy.metrics import Moments, frechet_distance
-from scenimefy.world import HELD_OUT, render
+from scenimefy.painters import render
+from scenimefy.world import HELD_OUT
 
 
 def compare_tiny(methods, reference, *photos, **more):

@@ -11,7 +11,8 @@ from scenimefy.evaluate import summarize, survey
 from scenimefy.features import FID_SHA, Features, fid_inception, inception_net, load_features
 from scenimefy.metrics import frechet_distance
 from scenimefy.weights import WeightsError
-from scenimefy.world import HELD_OUT, render
+from scenimefy.painters import render
+from scenimefy.world import HELD_OUT
 
 
 @pytest.fixture(scope='module')

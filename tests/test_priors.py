@@ -17,7 +17,8 @@ from scenimefy import priors as P
 from scenimefy import teachers as T
 from scenimefy.core import SettingsError, UserError, to_array
 from scenimefy.weights import WeightsError, find_weights
-from scenimefy.world import CLASSES, HELD_OUT, captions, render, scenes
+from scenimefy.painters import render
+from scenimefy.world import CLASSES, HELD_OUT, captions, scenes
 
 
 def world(n=2, style='photo', size=64): return render(range(HELD_OUT, HELD_OUT + n), size, style)
