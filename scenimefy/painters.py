@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from .core import UserError, atomic_path
 from .world import (_EYE, _LOW32, _ROUND, _course_at, _hash32, _lane_at, _mix, _rand, _scenes, _wave,
-                    CLASSES, CONIFER, HELD_OUT, HOURS, HOUSE, PLACES, SEASONS, Scenes, scenes)
+                    CLASSES, CONIFER, HELD_OUT, HOUSE, PLACES, SEASONS, Scenes, scenes)
 
 # %% ../nbs/01b_painters.ipynb #exp-shapes
 def _ramp(t): return t.clamp(0, 1)
@@ -39,6 +39,7 @@ def _corners(t, n):
     i = t0.long() & n-1
     return i, i + 1 & n-1, _smooth(t - t0)
 
+# %% ../nbs/01b_painters.ipynb #exp-value-noise
 def _value_noise(table:Tensor, # (B,n,n) random numbers, n a power of two
                  u:Tensor,     # (B|1,H|1,W) column coordinates, in lattice cells
                  v:Tensor) -> Tensor: # row coordinates (B|1,H,W|1); result (B,H,W)
@@ -54,6 +55,7 @@ def _value_noise(table:Tensor, # (B,n,n) random numbers, n a power of two
     after = _mix(_cell(table, i2, j), _cell(table, i2, j2), tv)
     return _mix(before, after, tu)
 
+# %% ../nbs/01b_painters.ipynb #exp-cell
 def _cell(table, i, j):
     "The number of lattice point (column `i`, row `j`), without blending: (B,H,W)."
     B, n = len(table), table.shape[-1]
@@ -61,6 +63,7 @@ def _cell(table, i, j):
     flat = at.expand(B, *at.shape[1:]).reshape(B, -1)
     return table.view(B, -1).gather(1, flat).view(B, *at.shape[1:])
 
+# %% ../nbs/01b_painters.ipynb #exp-fbm
 def _fbm(table, u, v, octaves=3):
     "Value noise around 0, plus half as much at twice the frequency, and so on."
     total, gain = 0., .5
@@ -83,6 +86,7 @@ class Style:
     vignette: float  # darkening of the corners
     sensor: float    # standard deviation of the sensor noise, colors in [0,1]
 
+# %% ../nbs/01b_painters.ipynb #exp-tone
 STYLES = dict(photo=Style(0, .16, 0., 1., .75, .7, .12, .26, .01),
               anime=Style(1, 1.0, .55, 0., .55, 1., 0., 0., 0.))
 OTHER_STYLES = dict(woodblock=Style(2, 1.0, 1., 0., .45, 0., 0., 0., 0.))
@@ -97,7 +101,7 @@ _PALETTE = dict(  # photo anime woodblock, by day, in summer
     far='8d9bad 8fb4e6 a9b8b8', far_mid='75869b 6f97d6 8fa5ab', far_dark='5c6d85 5078bd 6a8796',
     mid='75826d 74b3a0 a3ab8a', mid_mid='5f6f62 4e9292 7d8f7c', mid_dark='495957 35728a 5a7377',
     near='687b4c 83b468 a0a468', near_mid='546742 5b9663 788757', near_dark='42523a 3a7466 52694e',
-    snow='e6e9ec ffffff f3ecd9', snow_mid='c5ced8 d3e3f8 dcd8cb', snow_dark='a0adbd a3bdec b3b9bb',
+    snow='e6e9ec f7faff f3ecd9', snow_mid='c5ced8 d3e3f8 dcd8cb', snow_dark='a0adbd a3bdec b3b9bb',
     flower='d9d2c4 fff6fb f0e2cf',
     grass='8d9459 a2c765 b7b272', grass_mid='70803f 70a956 929a5d', grass_dark='53653a 43855a 68804f',
     earth='ab9678 e9cb97 dcc39a', earth_dark='80705a c49b6e b08d66',
@@ -116,7 +120,8 @@ _PALETTE = dict(  # photo anime woodblock, by day, in summer
     blue='5d6b82 5581c6 53759a', blue_dark='424f64 365399 36557c', door='5a483b 9c6040 8a5a40',
     window='55626d 7fb2dd 8ea6b0', window_dark='3a444e 4f7fb5 5c7484',
     road='8d8a86 b9b8c4 c9bfaa', road_dark='5f5f62 7f80a0 978f84', line='d5d3cc fbf9f2 f0e6d0',
-    curb='a9a59d dcd6d2 d8ccb4', curb_dark='7d7a76 aaa4bc aa9c84', block='a9acb0 e3e6ee d6ccb8', block_dark='6c727c 93a3cc 8e9296',
+    curb='a9a59d dcd6d2 d8ccb4', curb_dark='7d7a76 aaa4bc aa9c84',
+    block='a9acb0 e3e6ee d6ccb8', block_dark='6c727c 93a3cc 8e9296',
     block2='9c8b7c e9c9ae cbb08c', block2_dark='665a54 a8839c 8d7561',
     ripe='b8a159 ecd06a d9b766', ripe_dark='8c7a46 c9a048 b08d4c', soil='8a735a b98a66 b58f69',
     soil_dark='634f40 8a5f5c 86664f', crop='6f8a48 7cc55c 98a565', crop_dark='4c6538 419058 677f52',
@@ -127,21 +132,27 @@ _PALETTE = dict(  # photo anime woodblock, by day, in summer
 # %% ../nbs/01b_painters.ipynb #exp-skies
 _SKY = ('sky_top', 'sky_mid', 'sky_low', 'cloud', 'cloud_mid', 'cloud_dark', 'sun')
 _SKIES = dict(  # day, dawn, golden, dusk, night
-    photo=('5f88bb 9cb8d8 d6e0e6 f3f4f4 cfd5db a2adbb fffbe8', '7488a8 bdb3b8 e8cdb8 f0ddd0 bfb2b6 8b8a9c ffe9c8',
-           '6c82a3 b9ad9f efc98d f7dcb0 c49f8b 83788a ffeeb8', '3b4a70 75708f c79a86 a78f93 6f6b82 4a4d68 ffd9a0',
+    photo=('5f88bb 9cb8d8 d6e0e6 f3f4f4 cfd5db a2adbb fffbe8',
+           '7488a8 bdb3b8 e8cdb8 f0ddd0 bfb2b6 8b8a9c ffe9c8',
+           '6c82a3 b9ad9f efc98d f7dcb0 c49f8b 83788a ffeeb8',
+           '3b4a70 75708f c79a86 a78f93 6f6b82 4a4d68 ffd9a0',
            '121d35 1f2e4b 3c4b66 3a465d 2b374e 1e293f eef0f2'),
-    anime=('1f66cf 5aaef0 cdeefa ffffff cfdff7 95b4e8 fffdf0', '6f9be0 c3c3ec ffdccb fff1e8 f0c4cf a79fd6 fff3d6',
-           '4f7fc9 b7b6d3 ffd68a fff0c4 f9bb94 a58abb fff6cf', '2b2f7d 7d5aa8 ff9f8f f0a2a4 a26cae 57489a ffd39a',
+    anime=('1f66cf 5aaef0 cdeefa ffffff cfdff7 95b4e8 fffdf0',
+           '6f9be0 c3c3ec ffdccb fff1e8 f0c4cf a79fd6 fff3d6',
+           '4f7fc9 b7b6d3 ffd68a fff0c4 f9bb94 a58abb fff6cf',
+           '2b2f7d 7d5aa8 ff9f8f f0a2a4 a26cae 57489a ffd39a',
            '071238 15307a 3f66ad 4c6fb4 2f4f98 1b3276 fdf6d8'),
-    woodblock=('3d6a98 a9c2bd ead9b4 f3e9d2 dcd3be b3b5ab d8643f', '6f86a3 d7b8a4 f0d9b6 f5e6cf dcbfae a9a3a0 d8643f',
-               '55789a dca77c f0c98c f5e2bd dca888 a3958f cf4f35', '2f4270 8f7186 dd8d6e cfa292 99808a 666682 c74a38',
+    woodblock=('3d6a98 a9c2bd ead9b4 f3e9d2 dcd3be b3b5ab d8643f',
+               '6f86a3 d7b8a4 f0d9b6 f5e6cf dcbfae a9a3a0 d8643f',
+               '55789a dca77c f0c98c f5e2bd dca888 a3958f cf4f35',
+               '2f4270 8f7186 dd8d6e cfa292 99808a 666682 c74a38',
                '16254a 2f4a75 6c8797 6f86a0 4d6688 334c72 efe3c0'))
 
 # %% ../nbs/01b_painters.ipynb #exp-lights
 _LIGHTS = dict(   # what falls on sunny sides and on shady ones: day, dawn, golden, dusk, night
-    photo=('1.00 1.00 1.00 / 1.00 1.00 1.00', '.92 .84 .80 / .72 .70 .78', '1.08 .88 .64 / .78 .66 .60',
+    photo=('1.00 1.00 1.00 / 1.00 1.00 1.00', '.92 .84 .80 / .72 .70 .78', '1.06 .90 .70 / .77 .67 .64',
            '.58 .54 .60 / .42 .42 .52', '.24 .29 .40 / .15 .19 .29'),
-    anime=('1.00 1.00 1.00 / 1.00 1.00 1.00', '1.02 .91 .90 / .84 .82 1.0', '1.10 .91 .70 / .84 .68 .80',
+    anime=('1.00 1.00 1.00 / 1.00 1.00 1.00', '1.02 .91 .90 / .84 .82 1.0', '1.09 .93 .77 / .84 .70 .84',
            '.70 .56 .74 / .50 .42 .72', '.26 .36 .66 / .17 .25 .55'),
     woodblock=('1.00 1.00 1.00 / 1.00 1.00 1.00', '.98 .92 .90 / .90 .88 .92', '1.03 .92 .80 / .9 .8 .78',
                '.74 .66 .74 / .6 .55 .68', '.42 .50 .66 / .30 .38 .56'))
@@ -153,100 +164,100 @@ def _light_table(style) -> Tensor: # (5,2,3)
     return torch.tensor(rows)
 
 # %% ../nbs/01b_painters.ipynb #exp-names
-_NAMES = [*_PALETTE, *_SKY, 'lamp', 'haze', 'pane', 'pane_dark',
-          'crown', 'crown_mid', 'crown_dark']       # of leafy trees in this season
+_NAMES = [*_PALETTE, *_SKY, 'lamp', 'haze', 'pane',   # lamps, far air, windows, and
+          'crown', 'crown_mid', 'crown_dark']         # leafy trees in this season
 _AT = {name: k for k, name in enumerate(_NAMES)}
 _GREENS = [_AT[n+a] for n in ('grass', 'leaf', 'needle', 'near') for a in ('', '_mid', '_dark')]
 _GREENS += [_AT['crop'], _AT['crop_dark']]
-_LAND = len(_PALETTE)
+_LAND = len(_PALETTE)                                  # rows of the palette: first the land,
+_HEAVEN = slice(_LAND, _LAND + len(_SKY))              # then the sky
 
 def _rgb(text): return [int(text[i:i+2], 16)/255 for i in (0, 2, 4)]
 
+# %% ../nbs/01b_painters.ipynb #exp-turn
 def _turn(color, # (B,n,3)
           t,     # (B,1) tangent of half the angle; positive: yellow to green to blue
           strength): # (B,1) 1 keeps the saturation
     "Turn hues around the gray axis and scale the saturation."
     r, g, b = color.unbind(2)
     gray = (r + g + b)*(1/3)
-    cos, sin = (1 - t*t)/(1 + t*t), 2*t/(1 + t*t)*(1/3)**.5
-    turned = [gray + ((q - gray)*cos + side*sin)*strength for q, side in ((r, b - g), (g, r - b), (b, g - r))]
-    return torch.stack(turned, 2).clamp(0, 1)
+    cos, sin = (1 - t*t)/(1 + t*t), 2*t/(1 + t*t)*math.sqrt(1/3)
+    def turned(one, side): return gray + ((one - gray)*cos + side*sin)*strength
+    return torch.stack([turned(r, b - g), turned(g, r - b), turned(b, g - r)], 2).clamp(0, 1)
 
 # %% ../nbs/01b_painters.ipynb #exp-season
-def _dress(pal, s, k):
+_WINTER = dict(near=.55, mid=.45, leaf=.75, earth=.5, road=.5, curb=.5,       # how much turns white
+               sand=.8, soil=.8, crop=.8, ripe=.8)
+
+def _tones(name):
+    "Rows of the palette that hold the tones of `name`, dark ones last."
+    return [_AT[name+a] for a in ('', '_mid', '_dark') if name+a in _AT]
+
+# %% ../nbs/01b_painters.ipynb #exp-dress
+def _dress(pal, s):
     "Crowns, grass and roofs as the season wants them."
-    def triple(name): return [_AT[name+a] for a in ('', '_mid', '_dark')]
-    def where(season, names, t):
-        i = [_AT[n] for n in names.split()]
-        pal[:, i] = torch.where((s.season == season)[:, None, None], t, pal[:, i])
-    crowns = torch.stack([pal[:, triple(n)] for n in ('bloom', 'leaf', 'fall', 'snow')], 1)
-    pal[:, triple('crown')] = crowns[torch.arange(len(s)), s.season]
-    grass = pal[:, triple('grass')]
-    where(2, 'grass grass_mid grass_dark', _mix(grass, pal[:, triple('fall')]*.96, .5))
-    where(2, 'near near_mid near_dark', _mix(pal[:, triple('near')], pal[:, triple('fall')]*.9, .55))
-    where(2, 'leaf leaf_mid leaf_dark', _mix(pal[:, triple('leaf')], pal[:, triple('fall')], .35))
-    where(0, 'grass grass_mid grass_dark', _mix(grass, pal[:, triple('leaf')], .35))
-    white = pal[:, triple('snow')]
-    where(3, 'grass grass_mid grass_dark', white)
-    for name, t in (('near', .55), ('mid', .45), ('leaf', .75)):
-        where(3, f'{name} {name}_mid {name}_dark', _mix(pal[:, triple(name)], white, t))
-    where(3, 'needle needle_mid', _mix(pal[:, triple('needle')[:2]], white[:, :2], torch.tensor([[.85], [.25]])))
-    where(3, 'red blue', white[:, :1])
-    where(3, 'red_dark blue_dark', white[:, 1:2])
-    for name in ('earth', 'sand', 'soil', 'crop', 'ripe', 'road', 'curb'):
-        part = pal[:, [_AT[name], _AT[name+'_dark'] if name+'_dark' in _AT else _AT[name]]]
-        t = .8 if name in ('soil', 'crop', 'ripe') else .5
-        names = f'{name} {name}_dark' if name+'_dark' in _AT else name
-        where(3, names, _mix(part, white[:, :2], t)[:, :len(names.split())])
+    crowns = torch.stack([pal[:, _tones(n)] for n in ('bloom', 'leaf', 'fall', 'snow')], 1)
+    pal[:, _tones('crown')] = crowns[torch.arange(len(s)), s.season]
+    fall, leaf, white = (pal[:, _tones(n)] for n in ('fall', 'leaf', 'snow'))
+    def change(season, name, color, t):
+        rows = _tones(name)
+        there = (s.season == SEASONS.index(season))[:, None, None]
+        pal[:, rows] = torch.where(there, _mix(pal[:, rows], color[:, :len(rows)], t), pal[:, rows])
+    change('blossom', 'grass', leaf, .35)
+    change('autumn', 'grass', fall*.96, .5)
+    change('autumn', 'near', fall*.9, .55)
+    change('autumn', 'leaf', fall, .35)
+    change('snow', 'grass', white, 1.)
+    change('snow', 'needle', white, torch.tensor([[.85], [.25], [0.]]))
+    for roof in ('red', 'blue'): change('snow', roof, white, 1.)
+    for name, t in _WINTER.items(): change('snow', name, white, t)
     return pal
 
 # %% ../nbs/01b_painters.ipynb #exp-colors
 def _palette(s:Scenes, style:str) -> Tensor: # (B,n,3): a row per name in `_NAMES`
     "The colors of each scene: mood, season, hour and weather applied."
     k = _LOOKS[style].column
-    base = torch.tensor([_rgb(text.split()[k]) for text in _PALETTE.values()])
     pal = torch.zeros(len(s), len(_NAMES), 3)
-    pal[:, :_LAND] = base
-    hue, sky_hue, rich, bright = s.mood.unbind(1)
-    one = torch.ones_like(hue)[:, None]
-    pal[:, _GREENS] = _turn(pal[:, _GREENS], hue[:, None]*.18 + .02, 1 + .28*rich[:, None])
-    pal = _dress(pal, s, k)
-    light = _light_table(style)[s.hour]                                   # (B,2,3)
-    shade = torch.tensor([1. if n.endswith('_dark') else .5 if n.endswith('_mid') else 0. for n in _NAMES])
-    pal = pal*_mix(light[:, :1], light[:, 1:], shade[None, :, None])*(1 + .10*bright)[:, None, None]
-    skies = torch.tensor([[_rgb(c) for c in row.split()] for row in _SKIES[style]])
-    sky = skies[s.hour]
-    sky = _turn(sky, sky_hue[:, None]*.09, 1 + .14*rich[:, None])
-    first = _AT['sky_top']
-    pal[:, first:first + len(_SKY)] = sky
+    pal[:, :_LAND] = torch.tensor([_rgb(text.split()[k]) for text in _PALETTE.values()])
+    pal = _dress(_mood(pal, s), s)
+    light = _light_table(style)[s.hour]                                # (B,2,3)
+    pal = pal*_mix(light[:, :1], light[:, 1:], _DARKNESS[None, :, None])
+    _, sky_hue, rich, bright = s.mood.unbind(1)
+    pal = pal*(1 + .10*bright)[:, None, None]
+    skies = torch.tensor([[_rgb(color) for color in row.split()] for row in _SKIES[style]])
+    pal[:, _HEAVEN] = _turn(skies[s.hour], sky_hue[:, None]*.09, 1 + .14*rich[:, None])
+    pal = _weather(pal, s, k)
     pal[:, _AT['lamp']] = torch.tensor(_rgb(_LAMP[k]))
-    pal = _weather(pal, s, k, one)
     pal[:, _AT['haze']] = _mix(pal[:, _AT['sky_low']], pal[:, _AT['sky_mid']], .35)
-    dark = (s.hour >= 3)[:, None]
-    for a in ('', '_dark'):
-        pal[:, _AT['pane'+a]] = torch.where(dark, pal[:, _AT['lamp']], pal[:, _AT['window'+a]])
+    pal[:, _AT['pane']] = torch.where((s.hour >= 3)[:, None], pal[:, _AT['lamp']], pal[:, _AT['window']])
     return pal.clamp(0, 1)
 
 # %% ../nbs/01b_painters.ipynb #exp-weather
-_DULL = torch.tensor([[0., .62, .45, .8], [0., .45, .35, .62], [0., .3, .3, .4]])   # style, weather
+_DULL = torch.tensor([[0., .62, .50, .8], [0., .45, .50, .62], [0., .3, .4, .4]])   # style, weather
+_DARKER = torch.tensor([1., .93, 1., .84])                                          # weather
 
-def _weather(pal, s, k, one):
+def _weather(pal, s, k):
     "Clouds take the color out of the sky and the contrast out of the land."
-    dull = _DULL[k][s.weather][:, None]
-    first = _AT['sky_top']
-    sky = slice(first, first + len(_SKY))
+    dull, still = _DULL[k][s.weather][:, None], torch.zeros(len(s), 1)
     gray = _mix(pal[:, _AT['cloud_mid']], pal[:, _AT['cloud_dark']], .25 + .35*(s.weather == 3)[:, None])
-    up, middle, low = (pal[:, _AT[n]] for n in _SKY[:3])
-    t = dull*1.15
-    pal[:, _AT['sky_top']] = _mix(up, gray*.94, _ramp(t))
-    pal[:, _AT['sky_mid']] = _mix(middle, _mix(gray, pal[:, _AT['cloud_mid']], .6), _ramp(t))
-    pal[:, _AT['sky_low']] = _mix(low, pal[:, _AT['cloud_mid']], _ramp(t*.8))
-    pal[:, :_LAND] = _turn(pal[:, :_LAND], one*0, 1 - .5*dull)
-    pal[:, sky] = _turn(pal[:, sky], one*0, 1 - .65*dull)
-    darker = torch.tensor([1., .93, 1., .84])[s.weather][:, None, None]
-    pal[:, :_LAND] = pal[:, :_LAND]*darker
-    crown = _AT['crown']
-    pal[:, crown:] = _turn(pal[:, crown:], one*0, 1 - .4*dull)*darker
+    pale = pal[:, _AT['cloud_mid']]
+    for name, color, t in (('sky_top', gray*.94, 1.15), ('sky_mid', _mix(gray, pale, .6), 1.15),
+                           ('sky_low', pale, .92)):
+        pal[:, _AT[name]] = _mix(pal[:, _AT[name]], color, _ramp(dull*t))
+    pal[:, _HEAVEN] = _turn(pal[:, _HEAVEN], still, 1 - .65*dull)
+    land = _turn(pal, still, 1 - .45*dull)*_DARKER[s.weather][:, None, None]
+    return torch.cat([land[:, :_LAND], pal[:, _HEAVEN], land[:, _HEAVEN.stop:]], 1)
+
+# %% ../nbs/01b_painters.ipynb #exp-mood
+_DARKNESS = torch.tensor([1. if n.endswith('_dark') else .5 if n.endswith('_mid') else 0. for n in _NAMES])
+_FLOWERS = torch.tensor([[1., 1, 1], [1., .86, .42], [.80, .76, 1.]])           # white, yellow, violet
+
+def _mood(pal, s):
+    "Each scene has its own green, its own flowers and its own richness of color."
+    hue, _, rich, _ = s.mood.unbind(1)
+    pal[:, _GREENS] = _turn(pal[:, _GREENS], hue[:, None]*.18 + .02, 1 + .28*rich[:, None])
+    kind = (hue > .25).long() + 2*(hue < -.35).long()
+    pal[:, _AT['flower']] = pal[:, _AT['flower']]*_FLOWERS[kind]
     return pal
 
 # %% ../nbs/01b_painters.ipynb #exp-canvas
@@ -301,6 +312,7 @@ def _window(c, keep, x, bottom, w, h): # keep (n,) scenes; x, bottom (n,): where
 
 # %% ../nbs/01b_painters.ipynb #exp-helpers
 def _sunny(s): return (s.weather == 0).float()        # are there cast shadows?
+def _where(d, there): return torch.where(there, d, 9.)  # the shape `d` only there; 9 is far outside
 
 def _fog(s, look, g):
     "How much of the air's color lies before a thing at depth `g`, in [0,1]."
@@ -308,6 +320,7 @@ def _fog(s, look, g):
     near = _ramp(1 - g*(2.6 - 1.5*thick))
     return _ramp(near*near*(.22 + .85*thick)*look.haze*1.15)
 
+# %% ../nbs/01b_painters.ipynb #exp-ground
 def _ground(c):
     "Depth g in [0,1], and the coordinates (u, z) of the plane we look along."
     g = _ramp((c.y - _each(c.s.horizon))*(1/(1 - _each(c.s.horizon))))
@@ -317,10 +330,12 @@ def _ground(c):
 def _foggy(c, color, g):
     return _mix(color, c['haze'], _fog(c.s, c.look, g)[:, None])
 
+# %% ../nbs/01b_painters.ipynb #exp-grain
 def _grain(c, t, color, strength=.5):
     "Fine texture of a photo, from noise `t` around 0; paint has none."
     return color*(1 + strength*c.look.texture*t)[:, None] if c.look.texture else color
 
+# %% ../nbs/01b_painters.ipynb #exp-bumps
 def _bumps(table, x, n, seed, fat=.62, rough=.8):
     "A row of round tops: height above the base line in [0, 1.3], of `n` bumps per width. x (B|1,1,W)."
     u = x*n
@@ -359,6 +374,7 @@ def _draw_sky(c):
         c.put(gray)
     _draw_sun(c)
 
+# %% ../nbs/01b_painters.ipynb #exp-sun
 def _draw_sun(c):
     "The disc, its glow, and at night the moon."
     s, look = c.s, c.look
@@ -366,14 +382,14 @@ def _draw_sun(c):
     low = _each((s.hour == 1) | (s.hour == 2)).float()
     veil = 1 - .7*_each((s.weather == 2)).float()
     r2 = dx*dx + dy*dy
-    glow = 1/(1 + r2*_mix(torch.tensor(30.), torch.tensor(9.), low))
+    glow = 1/(1 + r2*(30 - 21*low))
     strength = (.50*shows + .25*low*(1 - shows))*_each(s.weather != 1)*_each(s.weather != 3)
     if look.glow: c.paint(glow*glow*strength*(.6 + .4*look.glow), _mix(c['sky_low'], c['sun'], .6))
     radius = torch.where(_each(s.hour == 4), .045, .034)
     disc = _cover(r2.sqrt() - radius, c.size*(.4 + .6*look.crisp))
     c.paint(disc*shows*veil, c['sun'])
     marks = _tone(_value_noise(s.table, dx*60, dy*60), .62, 3 + 5*look.crisp)*_each(s.hour == 4)
-    c.paint(disc*shows*marks*.18, c['sky_mid'])
+    c.paint(disc*shows*marks*.12, c['sky_mid'])
 
 # %% ../nbs/01b_painters.ipynb #exp-stars
 def _draw_stars(c):
@@ -388,7 +404,7 @@ def _draw_stars(c):
         i, j = u.floor(), v.floor()
         a, b, size = (_cell(s.table, i + seed + k, j + 3*k) for k in (0, 9, 17))
         dx, dy = (u - i - .2 - .6*a)*(1/n), (v - j - .2 - .6*b)*(1/n)
-        radius = most*size*size*size*(a + b > .75)
+        radius = most*size*size*size*(a + b > .95)
         d = (dx*dx + dy*dy).sqrt() - radius
         dim = _ramp(radius*c.size*2.2)                 # a star smaller than a pixel is a dim pixel
         c.paint(_cover(d - .2/c.size, c.size)*dim*high, c['sun'])
@@ -403,7 +419,7 @@ def _draw_stratus(c):
     m = c.shade('cloud', t, 1.2 + look.crisp*7, -.16, .28)
     low = _smooth(_ramp(c.y/_each(s.horizon)*1.6 - .7))
     m = _mix(m, c['sky_low'], (low*.85)[:, None])
-    m = _mix(m, c['sky_top'], torch.tensor(.30))
+    m = _mix(m, c['sky_top'], .30)
     c.paint(torch.full((1, 1, 1), .85), m)
 
 # %% ../nbs/01b_painters.ipynb #exp-puffs
@@ -436,6 +452,7 @@ def _cloud_balls(s, k):
     by = base - size*(up + .1*(u[..., 1] - .5))
     return torch.stack([bx, by, size*fat*(.75 + .5*u[..., 2])], 2)
 
+# %% ../nbs/01b_painters.ipynb #exp-cloud
 def _cloud(c, k):
     "One heap: lit from the sun's side, blue-violet below, its base dissolving into the air."
     s, look = c.s, c.look
@@ -454,9 +471,10 @@ def _cloud(c, k):
         m = _mix(m, _mix(c['cloud'], c['sun'], .5), rim[:, None]*.8)
         air = _ramp(1 + v*5.5)*.55 + .12 + .6*_each(s.haze)*_ramp(.5 + c.y)
         return _mix(m, c['sky_low'], _ramp(air*.8)[:, None])
-    soft = _ramp(1.05 + v*.0 - .45*_ramp(1 + v*9))
+    soft = 1 - .4*_ramp(1 + v*9)                      # the base dissolves
     c.paint(_cover(d, c.size*(.2 + .8*look.crisp))*(.9 + .1*look.crisp)*soft, color)
 
+# %% ../nbs/01b_painters.ipynb #exp-draw-clouds
 def _draw_clouds(c):
     "Up to three cumulus clouds, the largest in front; a cloud is sky to the label map."
     if not c.look: return
@@ -470,6 +488,7 @@ def _draw_clouds(c):
             _cloud(part, k)
             c.put(part)
 
+# %% ../nbs/01b_painters.ipynb #exp-cloud-bank
 def _cloud_bank(c):
     "A low row of distant heaps along the horizon."
     part = c.only((c.s.weather == 0) & (c.s.clouds[:, 0, 2] > 0))
@@ -478,8 +497,7 @@ def _cloud_bank(c):
     wide = _value_noise(s.table, part.x*3 + 9, torch.full_like(part.x[:, :, :1], 3.5))
     top = _each(s.horizon) - .05 - (_bumps(s.table, part.x, 13, 21) - .3)*.05*(.3 + wide) - .06*wide
     deep = (part.y - top)*9
-    m = _mix(part['cloud'], part['cloud_mid'], _tone(deep, .35, 2 + 3*look.crisp)[:, None])
-    m = _mix(m, part['sky_low'], _ramp(.35 + deep*.5)[:, None])
+    m = _mix(part['cloud'], part['sky_low'], _ramp(.15 + deep*.8)[:, None])
     part.paint(_cover(top - part.y, part.size*(.3 + .7*look.crisp))*_ramp(1.2 - deep*.5)*.85, m)
     c.put(part)
 
@@ -500,6 +518,7 @@ def _ridge(s, k, x): # x (1,1,W)
     line = best[0] + _fbm(s.table, x*(7 - k) + 3*k, y, 4)*h*rough
     return torch.where(h > 0, line, 9.), *best[1:]      # 9: below the picture
 
+# %% ../nbs/01b_painters.ipynb #exp-draw-mountains
 def _draw_mountains(c):
     "Three ranges, far to near; returns the skyline (B,1,W) that a lake mirrors."
     skyline = _each(c.s.horizon).expand(-1, 1, c.x.shape[2])
@@ -560,23 +579,28 @@ def _grass_blades(s, x, g, size):
     return blade, _ramp(flower)*_each(s.flowers)
 
 # %% ../nbs/01b_painters.ipynb #exp-meadow
+_TOP = .35                                    # no ground lies above this row
+
 def _forest_line(s, x):
     "y of the tops of the far forest, for every column."
     tall = _value_noise(s.table, x*4, torch.full_like(x[:, :, :1], 13.5))
     tops = _each(s.horizon) - _each(s.forest)*(.35 + .7*tall + .75*_bumps(s.table, x, 34, 13))
     return torch.where(_each(s.forest) > 0, tops, 9.)
 
+# %% ../nbs/01b_painters.ipynb #exp-draw-forest
 def _draw_forest(c):
     "The far edge of a wood."
+    c = c.rows(.24, .62)
     s, look = c.s, c.look
     tops = _forest_line(s, c.x)
     def color():
         t = _value_noise(s.table, c.x*40, c.y*40)*.8 - .42 - (c.y - tops)*9
         m = _mix(c.shade('needle', t, 1 + look.crisp*6), c.shade('crown', t, 1 + look.crisp*6),
-                 _tone(_value_noise(s.table, c.x*9, c.y*3), .55, 4)[:, None]*.7)
+                 _tone(_value_noise(s.table, c.x*9, c.y*3), .42, 4)[:, None]*.85)
         return _foggy(c, m, torch.zeros(1, 1, 1) + .03)
     c.paint(_cover(tops - c.y, c.size), color, 'tree')
 
+# %% ../nbs/01b_painters.ipynb #exp-meadow-color
 def _meadow_color(c):
     "Wide calm patches of light and shade; blades stand near us, in tufts."
     s, look = c.s, c.look
@@ -595,14 +619,17 @@ def _meadow_color(c):
     m = _mix(m, c['flower'], (flower*(.5 + .5*look.crisp)*_ramp(field*9 + .3))[:, None])
     return _foggy(c, m, g)
 
+# %% ../nbs/01b_painters.ipynb #exp-land
 def _draw_ground(c):
     "Grass from the horizon to us; in winter it is snow, which ADE20K counts as earth."
-    s, look = c.s, c.look
+    c = c.rows(_TOP, 1)
+    s = c.s
     below = c.y - _each(s.horizon)
     alpha = _cover(-below, c.size)
     c.paint(alpha, lambda: _meadow_color(c), 'grass')
     c.paint(alpha*_each(s.season == 3), lambda: c.img, 'earth')
 
+# %% ../nbs/01b_painters.ipynb #exp-draw-meadow
 def _draw_meadow(c, skyline):
     _draw_forest(c)
     _draw_ground(c)
@@ -619,7 +646,7 @@ def _water(c, g, z, skyline=None, name='water'):
     u, table = (c.x - .5)*z, s.table
     n = _value_noise(table, u*1.6 + 3, z*9) + _value_noise(table, u*4 + 13, z*17 + 5)
     w = _mix(c[name], c[name+'_deep'], _tone(g + (n - .9)*.3, .4, 1.4 + 1.5*look.crisp)[:, None])
-    w = _mix(w, c['sky_low'], (_ramp(.62 - 1.5*g)*.6)[:, None])
+    w = _mix(w, c['sky_low'], (_ramp(.62 - 1.5*g)*(.35 if name == 'sea' else .6))[:, None])
     if skyline is not None:
         mirrored = 2*h - c.y - (n*.5 - .5)*.5*(c.y - h)
         a = _cover(skyline - mirrored, c.size*(.2 + .8*look.crisp))*.6
@@ -629,17 +656,20 @@ def _water(c, g, z, skyline=None, name='water'):
     glint = _tone(n*.5 + path*.22, .70, 3 + look.crisp*9)*(.30 + .45*look.crisp)
     return _mix(w, _mix(c['glint'], c['sun'], path[:, None]*.8), _ramp(glint)[:, None])
 
+# %% ../nbs/01b_painters.ipynb #exp-shore
 def _shore(s, x):
     "y of a lake's near shore, for every column."
     n = _fbm(s.table, x*3, torch.full_like(x[:, :, :1], 21.5))
     return _each(s.horizon) + (1 - _each(s.horizon))*_each(s.lake)*(1 + .35*n)
 
+# %% ../nbs/01b_painters.ipynb #exp-draw-lake
 def _draw_lake(c, skyline):
     "A lake from the horizon to its shore, with a bank and a line of foam."
     s, look = c.s, c.look
     _draw_forest(c)
     _draw_ground(c)
     line = torch.minimum(skyline, _forest_line(s, c.x))
+    c = c.rows(_TOP, 1)
     g, u, z = _ground(c)
     d = c.y - _shore(s, c.x)
     if look: c.paint(_cover((d - .012).abs() - .012, c.size)*.8, c['earth_dark'])
@@ -650,6 +680,7 @@ def _draw_lake(c, skyline):
 # %% ../nbs/01b_painters.ipynb #exp-course
 def _draw_course(c, k):
     "The river (k=0) or the path (k=1): it winds, and narrows towards the horizon."
+    c = c.rows(_TOP, 1)
     s, look = c.s, c.look
     g, u, z = _ground(c)
     center, half = _course_at(s.course[:, k], g)
@@ -676,8 +707,11 @@ def _coast(s, x):
     slant = (_each(s.view[:, 1]) - .5)*.5
     return _each(s.horizon)*.30 + .70*(.80 + .12*(_each(s.view[:, 2]) - .5)) + slant*(x - .5) + .14*n
 
+# %% ../nbs/01b_painters.ipynb #exp-draw-sea
 def _draw_sea(c, skyline):
     "Open sea, waves that break, wet and dry sand, a headland and rocks."
+    _draw_headland(c)
+    c = c.rows(_TOP, 1)
     s, look = c.s, c.look
     g, u, z = _ground(c)
     below = c.y - _each(s.horizon)
@@ -686,24 +720,25 @@ def _draw_sea(c, skyline):
     def beach():
         n = _fbm(s.table, u*3, z*9, 2)
         wet = _tone(.055 + n*.05 - d, 0., c.size*.3 + 20)
-        m = c.shade2('sand', n*1.6 + .32 - wet*.1, 1.2 + look.crisp*4)
+        m = c.shade2('sand', n*1.3 + .50 - wet*.1, 1 + look.crisp*1.5)
         m = _mix(m, _mix(c['sand_dark'], c['sky_low'], .25), wet[:, None]*.75)
         return _grain(c, n, m, .35)
     c.paint(_cover(-below, c.size), beach, 'sand')
     wet = _cover(torch.maximum(d, -below), c.size)
     c.paint(wet, lambda: _sea_color(c, g, z, d), 'sea')
     if look: _draw_waves(c, g, d, below)
-    _draw_headland(c)
     _draw_rocks(c)
 
+# %% ../nbs/01b_painters.ipynb #exp-waves
 def _sea_color(c, g, z, d):
     "Deep blue far away, clear and green over the sand."
-    m = _water(c, g, z, None, 'sea')
+    m = _water(c, g, z, name='sea')
     shallow = _smooth(_ramp(1 + d*4.5))
     m = _mix(m, c['sea'], (shallow*.75)[:, None])
     m = _mix(m, _mix(c['sea'], c['sand'], .55), (_smooth(_ramp(1 + d*14))*.7)[:, None])
     return _foggy(c, m, g + .06)
 
+# %% ../nbs/01b_painters.ipynb #exp-draw-waves
 def _draw_waves(c, g, d, below):
     "White crests: three lines that follow the shore, and the foam at its edge."
     s, look = c.s, c.look
@@ -716,7 +751,7 @@ def _draw_waves(c, g, d, below):
 # %% ../nbs/01b_painters.ipynb #exp-headland
 def _draw_headland(c):
     "Cliffs that run out from one side, as in two scenes of three."
-    c = c.part(s=c.s)
+    c = c.rows(.16, .56)
     s, look = c.s, c.look
     out = torch.where(s.view[:, 3] < .66, .25 + .45*_frac(s.view[:, 3]*7), 0.)
     side = torch.where(_each(s.light) > 0, c.x, 1 - c.x)
@@ -728,12 +763,13 @@ def _draw_headland(c):
     def color():
         rock = _value_noise(s.table, c.x*26, c.y*11) - .5
         t = rock*1.3 - (c.y - top)*5 + .25
-        m = c.shade('stone', t, 1 + look.crisp*5) if False else c.shade2('stone', t, 1 + look.crisp*4)
+        m = c.shade2('stone', t, 1 + look.crisp*4)
         green = _tone(.035 + n*.05 - (c.y - top), 0., c.size)
         m = _mix(m, c.shade('near', t, 1 + look.crisp*5), green[:, None])
         return _foggy(c, _grain(c, rock, m, .3), torch.full((1, 1, 1), .10))
     c.paint(_cover(d, c.size)*(_each(out) > 0), color, 'mountain')
 
+# %% ../nbs/01b_painters.ipynb #exp-rocks
 def _draw_rocks(c):
     "Up to three rocks in the shallow water."
     s, look = c.s, c.look
@@ -750,16 +786,17 @@ def _draw_rocks(c):
             facet = _value_noise(s.table, p*3.1 + q*1.3 + 5*k, q*2.1 - p) - .5
             t = p*_each(s.light)*.5 + q*.45 + facet*1.1 - .2
             return _grain(c, facet, c.shade2('stone', t, 1 + look.crisp*5), .4)
-        if look: c.paint(_cover(q.abs()*size - .008, c.size)*_cover(p.abs()*size - size*1.15, c.size)*there*.7,
-                         c['foam'])
+        splash = torch.maximum(q.abs()*size - .008, (p.abs() - 1.15)*size)
+        if look: c.paint(_cover(splash, c.size)*there*.7, c['foam'])
         c.paint(_cover(d, c.size)*there, color, 'mountain')
 
 # %% ../nbs/01b_painters.ipynb #exp-details
 def _outline(c, d, strength=.7):
     "A thin dark line along the edge of a shape; photos have none."
     if c.look and c.look.ink:
-        c.paint(_cover(d.abs() - .0016, c.size)*strength*c.look.ink, c['ink'])
+        c.paint(_cover(d.abs() - .0008 - .0016*c.look.ink, c.size)*strength*c.look.ink, c['ink'])
 
+# %% ../nbs/01b_painters.ipynb #exp-shadow
 def _shadow(c, x, base, w):
     "What ties a thing to the ground: a dark ellipse, thrown away from the sun in fair weather."
     if not c.look: return
@@ -770,6 +807,7 @@ def _shadow(c, x, base, w):
     inside = _ramp((1 - dx*dx - dy*dy + rough*.5)*(1.2 + 4*c.look.crisp))
     c.paint(inside*(.30 + .45*_each(_sunny(c.s))), lambda: c.img*dark)
 
+# %% ../nbs/01b_painters.ipynb #exp-halo
 def _halo(c, x, y, r, strength):
     "Warm light around a lamp, after sunset; zero from radius `r` on."
     if not (c.look and c.look.glow): return
@@ -778,6 +816,7 @@ def _halo(c, x, y, r, strength):
     late = _each((c.s.hour >= 3).float())
     c.paint(fall*fall*strength*c.look.glow*late, c['lamp'])
 
+# %% ../nbs/01b_painters.ipynb #exp-foliage
 def _foliage(c, name, t):
     "Three tones of leaves and a rim of light; a photo adds fine texture."
     m = c.shade(name, t, 1.5 + c.look.crisp*3.4, -.27, .35)
@@ -824,6 +863,7 @@ def _crown(x, base, h, v):
                         foot_y - tall*(b + .09*(u[:, 1] - .5)),
                         tall*r*(.8 + .4*u[:, 2])], 2)
 
+# %% ../nbs/01b_painters.ipynb #exp-round-tree
 def _round_tree(c, x, base, h, v): # each (n,1,1): foot of the trunk, height, a random number
     "A leafy tree: a crown of balls on a trunk; most crowns wear the color of the season."
     s = c.s
@@ -851,7 +891,8 @@ def _house(c, x, base, w, v): # each (n,1,1): bottom center, width, a random num
     s, look = c.s, c.look
     _shadow(c, x, base, w*.56)
     flip = torch.where(v < .5, -1., 1.)                              # which way it looks
-    p, q = (c.x - x)*flip*(1/w), (base - c.y)*(1/w)                  # in house widths, q upwards
+    tall = .92 + .3*_frac(v*17)
+    p, q = (c.x - x)*flip*(1/w), (base - c.y)*(1/(w*tall))           # in house widths, q upwards
     lit = (flip*_each(s.light) < 0).float()                           # is the gable in the sun?
     slant = p*.82 + q*.57
     gable = torch.maximum(_box(p + .29, q - .35, .21, .36), (p + .29).abs()*.82 + (q - .74)*.57)
@@ -871,7 +912,7 @@ def _house(c, x, base, w, v): # each (n,1,1): bottom center, width, a random num
 def _house_colors(c, put, p, q, v, lit, gable, side, roof, eave):
     look = c.look
     grain = torch.zeros(1, 1, 1)
-    if look.texture: grain = (_value_noise(c.s.table, p*30, q*30) - .5)*.22*look.texture
+    if look.texture: grain = (_value_noise(c.s.table, p*30, q*30) - .5)*.14*look.texture
     plain = (_frac(v*7) < .6)[:, None]
     pale, dim = torch.where(plain, c['wall'], c['brick']), torch.where(plain, c['wall_dark'], c['brick_dark'])
     under = _ramp((q - .34)*30)*(q < .46)*.5                       # the shadow of the eaves
@@ -889,11 +930,11 @@ def _house_colors(c, put, p, q, v, lit, gable, side, roof, eave):
     for wx, wy, half in ((.09, .22, .065), (.33, .22, .065), (-.29, .46, .05)):
         put(_box(p - wx, q - wy, half + .012, half*1.12 + .012), dim)
         put(_box(p - wx, q - wy, half, half*1.12), c['pane'])
-        put(torch.minimum((p - wx).abs(), (q - wy).abs()*1.2) - .006 + 9.*(_box(p - wx, q - wy, half, half*1.12) > 0),
-            dim)
+        bars = torch.minimum((p - wx).abs(), (q - wy).abs()*1.2) - .006
+        put(torch.maximum(bars, _box(p - wx, q - wy, half, half*1.12)), dim)
 
 # %% ../nbs/01b_painters.ipynb #exp-draw-objects
-_DRAW = {CONIFER: (_conifer, .80, 1.1), _ROUND: (_round_tree, 1.20, 1.08), HOUSE: (_house, 1.36, 1.02)}
+_DRAW = {CONIFER: (_conifer, .80, 1.1), _ROUND: (_round_tree, 1.20, 1.08), HOUSE: (_house, 1.36, 1.2)}
 
 def _draw_objects(c):
     "Houses and trees, far to near, each in a window just large enough, in colors that distance pales."
@@ -911,6 +952,7 @@ def _draw_objects(c):
                 draw(part, x, base, size, v)
                 c.put(part)
 
+# %% ../nbs/01b_painters.ipynb #exp-pale
 def _pale(c, g):
     "Mix the air's color into all colors of a small canvas."
     air = _fog(c.s, c.look, g)                                     # (n,1,1)
@@ -931,7 +973,9 @@ def _draw_inside(c, skyline):
         return _mix(_mix(leaf, c['leaf_mid'], .4), m, (.25 + .6*bright)[:, None])
     c.paint(torch.ones(1, 1, 1), behind, 'tree')
     _draw_moss(c, h)
-    for k in range(3): _draw_trunks(c, k)
+    for k in range(3):
+        _draw_trunks(c, k)
+        if k < 2: _draw_bushes(c, k)
     _draw_canopy(c)
     if look: _draw_beams(c)
 
@@ -983,33 +1027,69 @@ def _draw_trunks(c, k):
         m = c.shade2('trunk', t, 1.2 + look.crisp*5)
         rim = _tone(side, .62, 8)*look.crisp*_each(_sunny(s))
         m = _mix(m, _mix(c['trunk'], c['sun'], .5), (rim*.55)[:, None])
-        m = _mix(m, c['needle_dark'], (.12 + .18*k)*torch.ones(1, 1, 1, 1)*.8)
+        m = _mix(m, c['needle_dark'], .10 + .14*k)
         air = (.62, .34, .06)[k] + _each(s.haze)*(.3, .3, .15)[k]
         return _mix(_grain(c, bark, m, .5), _mix(c['haze'], c['leaf'], .25), _ramp(air)[:, None])
-    if k == 2 and look: _shadow_strip(c, base)
     c.paint(_cover(d, c.size)*there, color, 'tree')
 
-def _shadow_strip(c, base): pass
+# %% ../nbs/01b_painters.ipynb #exp-clumps
+def _clumps(c, n, seed, keep, fat=.66):
+    "Tufts of leaves around the centers that `keep(x, y)` names: distance, place in the nearest one, its number."
+    u, v, best = c.x*n + seed, c.y*n + 2*seed, None
+    i0, j0 = (u - .5).floor(), (v - .5).floor()
+    for i in (i0, i0 + 1):
+        for j in (j0, j0 + 1):
+            a, b = _cell(c.s.table, i, j), _cell(c.s.table, i + 7, j + 5)
+            cx, cy = i + .15 + .7*a, j + .15 + .7*b
+            dx, dy = u - cx, v - cy
+            far = dx*dx + dy*dy + 9.*(~keep((cx - seed)*(1/n), (cy - 2*seed)*(1/n)))
+            tuft = far, dx, dy, a
+            if best is None: best = tuft
+            else: best = tuple(torch.where(far < best[0], new, was) for new, was in zip(tuft, best))
+    far, dx, dy, a = best
+    return (far.sqrt() - fat)*(1/n), dx, dy, a
+
+# %% ../nbs/01b_painters.ipynb #exp-leaves
+def _draw_leaves(c, n, seed, keep, dark, air):
+    "Tufts of leaves in the color of the season, lit from above."
+    s, look = c.s, c.look
+    d, dx, dy, a = _clumps(c, n, seed, keep)
+    p, q = c.x*.8 + c.y*.6, c.y*.8 - c.x*.6                        # turned: leaves follow no grid
+    n1, n2 = _value_noise(s.table, p*n*3, q*n*3) - .5, _value_noise(s.table, q*n*6.5, p*n*6.5) - .5
+    d = d + (n1*.45 + n2*.45)*(1/n)
+    def color():
+        t = dx*_each(s.light)*.5 - dy*.75 + n1*.8 + n2*.8 + (a - .5)*.5
+        mine = (_each(s.season != 1) & (a < .8))[:, None]
+        sharp = 1.5 + look.crisp*3.4
+        m = torch.where(mine, c.shade('crown', t, sharp), c.shade('leaf', t, sharp))
+        m = _mix(m, torch.where(mine, c['crown_dark'], c['leaf_dark']), dark)
+        return _mix(_grain(c, n2, m, .7), c['haze'], _ramp(air + _each(s.haze)*.35)[:, None])
+    c.paint(_cover(d, c.size), color, 'tree')
 
 # %% ../nbs/01b_painters.ipynb #exp-canopy
 def _draw_canopy(c):
-    "Leaves above us, in two layers, and dark undergrowth at the lower corners."
-    s, look = c.s, c.look
-    for k in range(2):
-        p, q = c.x*.8 + c.y*.6, c.y*.8 - c.x*.6                    # turned: leaves follow no grid
-        n1 = _fbm(s.table, p*(5 + 2*k) + 9*k, q*(5 + 2*k) + 4, 2)
-        n2 = _fbm(s.table, q*(17 + 6*k), p*(26 + 6*k), 2)
-        edge = (.30, .17)[k] + .26*(c.x - _each(s.view[:, 0])).abs() + n1*.40 + n2*.16
-        d = c.y - edge
-        def color():
-            t = n1*1.5 + n2*1.5 + (c.y - edge)*2.0 - .15*k + .32
-            mine = _each(s.season != 1)[:, None]*1.
-            m = _mix(c.shade('leaf', t, 1.5 + look.crisp*4), c.shade('crown', t, 1.5 + look.crisp*4), mine*.8)
-            m = _mix(m, c['leaf_dark'], torch.tensor((.0, .35)[k]))
-            m = _grain(c, n2, m, .7)
-            return _mix(m, c['haze'], _ramp(_each(s.haze)*(.55, .25)[k] + (.12, 0.)[k])[:, None])
-        c.paint(_cover(d, c.size), color, 'tree')
+    "Leaves above us in three layers, and bushes on both sides."
+    s = c.s
+    view = _each(s.view[:, 0])
+    def hang(least):
+        def keep(x, y): return y < least + .25*(x - view).abs() + .12*_each(s.view[:, 3])*_wave(x*1.3)
+        return keep
+    _draw_leaves(c, 11., 3, hang(.25), .05, .28)
+    _draw_leaves(c, 7.5, 11, hang(.14), .25, .08)
+    _draw_leaves(c, 5.5, 17, hang(.02), .55, 0.)
 
+# %% ../nbs/01b_painters.ipynb #exp-bushes
+def _draw_bushes(c, k):
+    "Low bushes far (k=0) and near (k=1), left and right of the middle."
+    s = c.s
+    view, h = _each(s.view[:, 0]), _each(s.horizon)
+    low, n = ((.02, 13.), (.30, 8.))[k]
+    def keep(x, y):
+        wide = (x - view).abs()
+        return (y > h + low - .10*wide*(1 + k)) & (y < h + low + .05 + .04*k) & (wide > .10 + .28*k)
+    _draw_leaves(c, n, 5 + 9*k, keep, .25, (.30, .02)[k])
+
+# %% ../nbs/01b_painters.ipynb #exp-beams
 def _draw_beams(c):
     "Light that falls in stripes from the sun's side."
     s, look = c.s, c.look
@@ -1031,20 +1111,22 @@ def _side_plane(c, away):
     scale = (dx.abs()*(1/away)).clamp(min=1e-4)
     return scale, 1/scale, torch.where(dx < 0, -1., 1.)
 
+# %% ../nbs/01b_painters.ipynb #exp-poles
 def _draw_pole(c, away, side, depth, high, arms=2):
-    "One pole beside the street, with arms; all lengths in eye units."
+    "One pole beside the street, with arms; all lengths in eye units. Poles take the class behind them."
+    if not c.look: return
     scale = 1/depth
     x = _each(c.s.view[:, 0]) + away*side*scale
     foot = _each(c.s.horizon) + _EYE*scale
     top = _each(c.s.horizon) - high*scale
     half = .016*scale
     d = _box(c.x - x, c.y - (foot + top)*.5, half, (foot - top)*.5)
-    for k in range(arms): d = torch.minimum(d, _box(c.x - x, c.y - top - (.05 + .09*k)*scale, .085*scale, .011*scale))
-    air = _fog(c.s, c.look, _ramp(scale*.6)) if c.look else None
+    for k in range(arms):
+        d = torch.minimum(d, _box(c.x - x, c.y - top - (.05 + .09*k)*scale, .085*scale, .011*scale))
     dim = _ramp(scale*c.size*.035 + .25)
-    if c.look: c.paint(_cover(d, c.size)*dim, _mix(c['pole'], c['haze'], air[:, None]))
-    return x, top, scale
+    c.paint(_cover(d, c.size)*dim, _foggy(c, c['pole'], _ramp(scale*.6)))
 
+# %% ../nbs/01b_painters.ipynb #exp-draw-wires
 def _draw_wires(c, away, side, highs, step=1.25, sag=.07):
     "Wires from pole to pole, hanging a little."
     if not c.look: return
@@ -1072,6 +1154,7 @@ def _facades(c):
     roof = torch.where(gabled, .30*(1 - (2*f - 1).abs()), torch.full_like(f, .17))
     return scale, f, i, a, b, gabled, eave, eave + roof, side, depth
 
+# %% ../nbs/01b_painters.ipynb #exp-draw-street
 def _draw_street(c, skyline):
     "A street between two rows of houses, with poles and wires."
     s, look = c.s, c.look
@@ -1099,7 +1182,7 @@ def _draw_road(c, scale, aside, depth, here, half=.34):
     def color():
         n = _fbm(s.table, aside*5, depth*5, 2)
         m = c.shade2('road', n*1.1 + .45, 1 + look.crisp*2)
-        m = _grain(c, _value_noise(s.table, aside*40, depth*40) - .5, m, .25)
+        m = _grain(c, _fbm(s.table, c.x*61, c.y*57, 1 + (c.size > 96)), m, .3)
         wet = _each(s.weather == 3)*_tone(_value_noise(s.table, aside*3, depth*1.5), .42, 4)
         m = _mix(m, c['sky_low'], (wet*.45)[:, None])
         return _foggy(c, m, _ramp(scale*.45))
@@ -1110,8 +1193,11 @@ def _draw_road(c, scale, aside, depth, here, half=.34):
     fade = _ramp(scale*3)*(1 - .8*_each(s.season == 3))
     c.paint(dash*fade*.9, c['line'])
     c.paint(kerb*fade*.8, c['line'])
+    zebra = _cover(torch.maximum((_frac(aside*7.4) - .5).abs() - .27, (depth - .95).abs() - .13)*.2, c.size*2)
+    c.paint(zebra*(edge < -.03)*(_each(s.view[:, 3]) < .4)*fade*here*.9, c['line'])
     _street_shadow(c, aside, depth, here)
 
+# %% ../nbs/01b_painters.ipynb #exp-street-shadow
 def _street_shadow(c, aside, depth, here):
     "The houses on the sun's side throw their outline across the road."
     s = c.s
@@ -1158,16 +1244,16 @@ def _facade_colors(c, put, scale, f, a, b, gabled, eave, top, up, lit, depth):
     n = _value_noise(s.table, depth*20 + 7*a, up*20) - .5
     wall = _mix(dim, pale, (lit*.9 + .05)[:, None])
     red = (_frac(b*13) < .5)[:, None]
-    roof = torch.where(red, _mix(c['red_dark'], c['red'], lit[:, None]), _mix(c['blue_dark'], c['blue'], lit[:, None]))
+    bright, dark = torch.where(red, c['red'], c['blue']), torch.where(red, c['red_dark'], c['blue_dark'])
+    roof = _mix(dark, bright, lit[:, None])
     everywhere = torch.full_like(up, -1.)
     put(everywhere, _grain(c, n, wall, .25))
     put((f - .5).abs()*-across + across*.485, dim)                 # the corner between two houses
-    under = torch.maximum(up - eave + .0, eave - .05 - up)*scale
-    put(under, dim*.9)
+    put(torch.maximum(up - eave, eave - .05 - up)*scale, dim*.9)    # the shadow of the eaves
     tiles = roof*(1 + .10*_wave(up*22)*(c.size > 96))[:, None]
-    put((eave - up)*scale + (gabled*9.), tiles)
+    put(_where((eave - up)*scale, ~gabled), tiles)
     edge = (up - (top - .035)).abs() - .035
-    put(edge*scale + (~gabled)*9., roof)
+    put(_where(edge*scale, gabled), roof)
     for level in (0, 1):
         for column in (.22, .5, .78):
             middle = (-.02, .27)[level]
@@ -1186,9 +1272,7 @@ def _facade_colors(c, put, scale, f, a, b, gabled, eave, top, up, lit, depth):
 def _draw_town(c, skyline):
     "Three rows of blocks above water or a park."
     s, look = c.s, c.look
-    front = _each(s.view[:, 1])
-    h = _each(s.horizon)
-    top = h.expand(-1, 1, c.x.shape[2])
+    top = _each(s.horizon).expand(-1, 1, c.x.shape[2])
     for k in range(3): top = torch.minimum(top, _draw_blocks(c, k))
     water = c.only(s.view[:, 1] < .55)
     if water:
@@ -1199,6 +1283,7 @@ def _draw_town(c, skyline):
         _town_park(park)
         c.put(park)
 
+# %% ../nbs/01b_painters.ipynb #exp-blocks
 def _draw_blocks(c, k):
     "Row `k` of blocks, far to near; returns their tops for every column."
     s, look = c.s, c.look
@@ -1209,14 +1294,12 @@ def _draw_blocks(c, k):
     a, b, v = (_cell(s.table, i, row + j) for j in (0, 2, 4))
     f = u - i - .5
     wide = .34 + .17*b
-    steep = torch.where(f.abs() > wide*.55, 0., .035*(v > .6))        # some carry a smaller box on top
-    tall = low + more*a*a + steep
+    tall = low + more*a*a + torch.where((f.abs() < wide*.55) & (v > .6), .035, 0.)   # some carry a box
     middle = 1 - .35*(c.x - _each(s.view[:, 0])).abs()*2
     top = _each(s.horizon) - tall*middle.clamp(min=.3)
     d = torch.maximum((f.abs() - wide)*(1/n), top - c.y)
     d = torch.maximum(d, c.y - _each(s.horizon) - .01)
-    color = (lambda: _block_color(c, k, f, i, row, v, wide, top, n))
-    c.paint(_cover(d, c.size), color, 'building')
+    c.paint(_cover(d, c.size), lambda: _block_color(c, k, f, i, row, v, wide, top, n), 'building')
     if look and look.ink: c.paint(_cover(d.abs() - .0012, c.size)*(.25 + .2*k)*look.ink, c['ink'])
     return torch.where(f.abs() < wide, top, 9.)
 
@@ -1234,7 +1317,8 @@ def _block_color(c, k, f, i, row, v, wide, top, n):
     p, q = f*columns*(1/n)*4, (c.y - top)*rows
     inside = (_frac(p) - .5).abs() < .30
     inside = inside & ((_frac(q) - .5).abs() < .26) & (q > .6) & (f.abs() < wide*.9)
-    on = _cell(s.table, p.floor() + i*3, q.floor() + 5*row) < torch.tensor([.0, .12, .12, .45, .5])[s.hour].view(-1, 1, 1)
+    awake = torch.tensor([.0, .12, .12, .45, .5])[s.hour]
+    on = _cell(s.table, p.floor() + i*3, q.floor() + 5*row) < _each(awake)
     glass = _mix(c['window'], c['window_dark'], (1 - face)[:, None])
     pane = torch.where((on & _each(s.hour >= 3))[:, None], c['lamp'], _mix(glass, m, .25))
     fine = min(max(c.size/(columns*1.6) - .6, 0), 1)                       # too small to see: their average
@@ -1254,26 +1338,37 @@ def _town_water(c, top):
         m = _water(c, g, z, torch.minimum(top, _each(s.horizon)))
         streak = _value_noise(s.table, c.x*34, c.y*3) - .62
         late = _each((s.hour >= 3).float())
-        return _mix(m, c['lamp'], (_tone(streak, .05, 4 + 6*look.crisp)*late*_ramp(1.1 - g)*.8)[:, None])
+        broken = _ramp(_value_noise(s.table, u*3, z*22)*2.4 - .5 - .5*g)
+        return _mix(m, c['lamp'], (_tone(streak, .05, 4 + 6*look.crisp)*late*broken*_ramp(1.2 - g))[:, None])
     c.paint(_cover(below + .02, c.size), c['curb'] if look else None, 'building')
+    tops = _each(s.horizon) - .055*_bumps(s.table, c.x, 16, 5)
+    wood = torch.maximum(tops - c.y, c.y - _each(s.horizon))
+    c.paint(_cover(wood, c.size), lambda: _tree_row(c, tops), 'tree')
     c.paint(_cover(below + .012, c.size), color, 'water')
     quay = _cover((c.y - _each(s.horizon) - .004).abs() - .009, c.size)
     if look: c.paint(quay, _mix(c['stone_dark'], c['haze'], .2))
 
+# %% ../nbs/01b_painters.ipynb #exp-town-park
+def _tree_row(c, tops):
+    "The color of a row of trees whose tops lie at `tops`."
+    n = _value_noise(c.s.table, c.x*30, c.y*30) - .5
+    t = n*1.1 - (c.y - tops)*7 + .35
+    sharp = 1.5 + c.look.crisp*4
+    leaves = _mix(c.shade('leaf', t, sharp), c.shade('crown', t, sharp), .75)
+    m = _grain(c, n, leaves, .6)
+    return _mix(m, c['haze'], _ramp(_each(c.s.haze)*.35)[:, None])
+
+# %% ../nbs/01b_painters.ipynb #exp-town-park-2
 def _town_park(c):
     "A row of trees, and a street before it."
     s, look = c.s, c.look
     h = _each(s.horizon)
     tops = h + .045 - .10*_bumps(s.table, c.x, 9, 27)
-    def leaves():
-        n = _value_noise(s.table, c.x*30, c.y*30) - .5
-        t = n*1.1 - (c.y - tops)*7 + .35
-        return _grain(c, n, _mix(c.shade('leaf', t, 1.5 + look.crisp*4), c.shade('crown', t, 1.5 + look.crisp*4),
-                                 torch.tensor(.6)), .6)
-    c.paint(_cover(tops - c.y, c.size), leaves, 'tree')
+    c.paint(_cover(tops - c.y, c.size), lambda: _tree_row(c, tops), 'tree')
     curb = h + .07
-    c.paint(_cover(curb - c.y, c.size), lambda: c.shade('grass', _value_noise(s.table, c.x*6, c.y*30) - .4, 5),
-            'grass')
+    lawn = _cover(curb - c.y, c.size)
+    c.paint(lawn, lambda: c.shade('grass', _value_noise(s.table, c.x*6, c.y*30) - .4, 5), 'grass')
+    c.paint(lawn*_each(s.season == 3), lambda: c.img, 'earth')
     def road():
         n = _fbm(s.table, c.x*5, c.y*20, 2)
         wet = _each(s.weather == 3)*_tone(_value_noise(s.table, c.x*3, c.y*9), .42, 4)
@@ -1284,30 +1379,38 @@ def _town_park(c):
         stripe = torch.maximum((c.y - curb - .16).abs() - .006, (_frac(c.x*4) - .5).abs()*.25 - .07)
         c.paint(_cover(stripe, c.size)*.9, c['line'])
         c.paint(_cover((c.y - curb - .055).abs() - .006, c.size), c['curb'])
-    for k in range(4):
-        x, y = torch.full((1, 1, 1), .14 + .24*k), curb + .03 - .15
-        pole = _box(c.x - x, c.y - y - .075, .004, .085)
-        if look: c.paint(_cover(pole, c.size), c['pole'])
-        if look: c.paint(_cover(_box(c.x - x, c.y - y, .012, .010), c.size), c['lamp'] if look.glow else c['line'])
-        _halo(c, x, y, .16, .7)
+    for k in range(4): _draw_lamp(c, torch.full((1, 1, 1), .14 + .24*k), curb - .12)
+    def keep(x, y): return y > .97 - .05*_wave(x*1.7 + .3)
+    _draw_leaves(c, 10., 7, keep, .2, 0.)
+
+# %% ../nbs/01b_painters.ipynb #exp-lamp
+def _draw_lamp(c, x, y):
+    "A street lamp; after sunset it is lit."
+    if not c.look: return
+    c.paint(_cover(_box(c.x - x, c.y - y - .075, .004, .085), c.size), c['pole'])
+    late = _each(c.s.hour >= 3)[:, None]
+    c.paint(_cover(_box(c.x - x, c.y - y, .012, .010), c.size), torch.where(late, c['lamp'], c['line']))
+    _halo(c, x, y, .16, .7)
 
 # %% ../nbs/01b_painters.ipynb #exp-fields
+_PLOT_ENDS = (1., 1.7, 3., 5.5, 11., 40.)      # 1/depth where a row of plots ends
+
 def _draw_fields(c, skyline):
     "Plots of crops, stubble, soil and flooded rice, whose rows run to the vanishing point."
     s, look = c.s, c.look
     _draw_forest(c)
     _draw_ground(c)
+    c = c.rows(_TOP, 1)
     g = _ramp((c.y - _each(s.horizon))*(1/(1 - _each(s.horizon)))).clamp(min=1e-3)
     aside, depth = (c.x - _each(s.view[:, 0]))*(1/g), 1/g
     p, q = aside*.55 + _each(s.view[:, 1])*7, (depth + .1).clamp(min=1.)
-    level = torch.where(q < 1.7, 0., torch.where(q < 3., 1., torch.where(q < 5.5, 2., torch.where(q < 11., 3., 4.))))
-    ends = torch.tensor([1., 1.7, 3., 5.5, 11., 40.])
-    row_from = ends[level.long()]
+    level = sum((q >= end).long() for end in _PLOT_ENDS[1:-1])       # plots farther away look shorter
+    ends = torch.tensor(_PLOT_ENDS)
     i = p.floor()
-    kind = _cell(s.table, i, level.expand_as(i)*3 + 1)
+    kind = _cell(s.table, i, (level*3 + 1).expand_as(i))
     border = (.5 - (_frac(p) - .5).abs())*g*(1/.55)
-    ends_d = torch.minimum(g - 1/ends[(level.long() + 1)], 1/row_from - g)
-    inner = torch.minimum(border, ends_d.expand_as(border)) - .012 - .02*g
+    fore_and_aft = torch.minimum(g - 1/ends[level + 1], 1/ends[level] - g)
+    inner = torch.minimum(border, fore_and_aft.expand_as(border)) - .012 - .02*g
     def color():
         stripe = _wave(aside*9 + .25)*_ramp(c.size*g*(1/14) - .2)
         n = _fbm(s.table, aside*2, depth*4, 2)
@@ -1333,6 +1436,15 @@ def _draw_railway(c, skyline):
     s, look = c.s, c.look
     _draw_forest(c)
     _draw_ground(c)
+    _draw_track(c.rows(_TOP, 1))
+    side = torch.where(_each(s.view[:, 1]) < .5, -1., 1.)
+    _draw_wires(c, .60, side, (1.06, .98), sag=.05)
+    for k in (4, 3, 2, 1, 0): _draw_pole(c, .60, side, torch.full((1, 1, 1), .63 + 1.25*k), 1.12, 1)
+
+# %% ../nbs/01b_painters.ipynb #exp-track
+def _draw_track(c):
+    "Gravel, sleepers and two rails."
+    s, look = c.s, c.look
     g, _, _ = _ground(c)
     wide = (g*.62 + .002)
     aside = (c.x - _lane_at(s.view, g))*(1/wide)
@@ -1340,9 +1452,9 @@ def _draw_railway(c, skyline):
     here = (c.y > _each(s.horizon)).float()
     rough = _value_noise(s.table, aside*6, depth*5) - .5
     def gravel():
-        n = _value_noise(s.table, aside*22, depth*26) - .5
-        m = c.shade2('stone', n*(.5 + .9*look.texture) + .22, 1 + look.crisp*2)*.94
-        return _foggy(c, _grain(c, n, m, .6), g)
+        n = _value_noise(s.table, aside*22, depth*26)*.5 + _value_noise(s.table, c.x*60, c.y*47)*.5 - .5
+        m = c.shade2('stone', n*.8 + .25, 1 + look.crisp*2)*.94
+        return _foggy(c, _grain(c, n, m, .5), g)
     c.paint(_cover((aside.abs() - .62 - .08*rough)*wide, c.size)*here, gravel, 'earth')
     if not look: return
     tie = _cover(torch.maximum((aside.abs() - .46)*wide, ((_frac(depth*5) - .5).abs() - .22)*g*g*.2), c.size)
@@ -1351,9 +1463,6 @@ def _draw_railway(c, skyline):
         rail = ((aside - .30*side).abs() - .030)*wide
         c.paint(_cover(rail - .001, c.size)*here, _foggy(c, c['pole'], g))
         c.paint(_cover(((aside - .30*side + .008).abs() - .012)*wide, c.size)*here*.8, c['line'])
-    side = torch.where(_each(s.view[:, 1]) < .5, -1., 1.)
-    _draw_wires(c, .60, side, (1.06, .98), sag=.05)
-    for k in (4, 3, 2, 1, 0): _draw_pole(c, .60, side, torch.full((1, 1, 1), .63 + 1.25*k), 1.12, 1)
 
 # %% ../nbs/01b_painters.ipynb #exp-bridge
 def _draw_bridge(c, skyline):
@@ -1362,7 +1471,6 @@ def _draw_bridge(c, skyline):
     _draw_lake(c, skyline)
     hang = s.view[:, 2] < .5
     deck, arches, water = _bridge_parts(c, c.y)
-    name = 'stone'
     def stone():
         n = _value_noise(s.table, c.x*46, c.y*70) - .5
         below = _ramp((c.y - deck)*9)
@@ -1374,13 +1482,15 @@ def _draw_bridge(c, skyline):
     if look:
         n = _value_noise(s.table, c.x*6, c.y*40) - .5
         mirrored = _bridge_parts(c, 2*water - c.y + n*.03)[1]
-        c.paint(_cover(mirrored, c.size*.5)*(c.y > water)*(c.y < _shore(s, c.x))*.45, _mix(c['stone_dark'], c['water_deep'], .5))
+        wet = (c.y > water) & (c.y < _shore(s, c.x))
+        c.paint(_cover(mirrored, c.size*.5)*wet*.45, _mix(c['stone_dark'], c['water_deep'], .5))
         if look.ink: c.paint(_cover(arches - .0016, c.size)*.7*look.ink, c['ink'])
     c.paint(_cover(arches, c.size), stone, 'bridge')
     if not look: return
     lip = _cover((c.y - deck - .004).abs() - .005, c.size)
     c.paint(lip*(~_each(hang)).float(), _mix(c['stone'], c['sun'], .3))
 
+# %% ../nbs/01b_painters.ipynb #exp-bridge-shape
 def _bridge_parts(c, y):
     "y of the deck, signed distance to the whole bridge, y of its top, x from the middle."
     s = c.s
@@ -1408,10 +1518,31 @@ def _bridge_parts(c, y):
     d = torch.where(hang, hanging, arch)
     return deck, d, water
 
+# %% ../nbs/01b_painters.ipynb #exp-petals
+def _specks(s, x, y, n, k, size, radius, share):
+    "Round specks, one in some cells of a grid of `n` per width; their coverage."
+    p, q = x*n + 5*k, y*n
+    i, j = p.floor(), q.floor()
+    a, b, r = _cell(s.table, i, j), _cell(s.table, i + 9, j + 4), _cell(s.table, i + 5, j + 13)
+    dx, dy = p - i - .25 - .5*a, q - j - .25 - .5*b
+    return _cover(((dx*dx + dy*dy).sqrt() - radius*(.3 + r))*(1/n), size)*(r > 1 - share)
+
+# %% ../nbs/01b_painters.ipynb #exp-draw-petals
+def _draw_petals(c):
+    "In spring petals are in the air."
+    s = c.s
+    part = c.only((s.season == 0) & (s.weather != 3) & (s.place != PLACES.index('sea')))
+    if not part: return
+    for k, n in ((0, 17.), (1, 10.)):
+        specks = _specks(part.s, part.x + part.y*.3, part.y, n, k, part.size, .11, .35)
+        part.paint(specks*.85, _mix(part['bloom'], part['bloom_mid'], .3*k))
+    c.put(part)
+
 # %% ../nbs/01b_painters.ipynb #exp-weather-paint
 def _draw_rain(c):
     "Streaks of rain, or flakes of snow in winter, over everything."
     if not c.look: return
+    _draw_petals(c)
     part = c.only(c.s.weather == 3)
     if not part: return
     s, x, y, size = part.s, part.x, part.y, part.size
@@ -1426,12 +1557,7 @@ def _draw_rain(c):
         b = _cell(s.table, i + 3, v.floor() + 5)
         line = _cover(((u - i - .2 - .6*b).abs() - .035)*(1/n), size)*(_frac(v) < .25 + .4*a)*(b > .35)
         streaks = torch.maximum(streaks, line)
-        p, q = x*n*.8 + 5*k, y*n*.8
-        i, j = p.floor(), q.floor()
-        a, b, r = _cell(s.table, i, j), _cell(s.table, i + 9, j + 4), _cell(s.table, i + 5, j + 13)
-        dx, dy = p - i - .25 - .5*a, q - j - .25 - .5*b
-        flake = _cover(((dx*dx + dy*dy).sqrt() - .05 - .14*r)*(1/(n*.8)), size)
-        flakes = torch.maximum(flakes, flake*(r > .3))
+        flakes = torch.maximum(flakes, _specks(s, x, y, n*.8, k, size, .13, .7))
     pale = _mix(part['cloud'], part['cloud_mid'], .3)
     part.paint(streaks*(~snowing)*.26, pale)
     part.paint(flakes*snowing*.9, pale)
@@ -1467,6 +1593,7 @@ def _focus(c, img):
         img[keep] = some
     return img
 
+# %% ../nbs/01b_painters.ipynb #exp-camera
 def _develop(c) -> Tensor: # (B,3,H,W) in [-1,1]
     "What lens and sensor do to a painted canvas."
     look, s, img = c.look, c.s, c.img
@@ -1513,6 +1640,7 @@ def render(s,                  # `Scenes`, or integers
         raise ValueError(f'style is {style!r} but must be one of {", ".join(_LOOKS)}')
     return _develop(_compose(_scenes(s), size, style))
 
+# %% ../nbs/01b_painters.ipynb #exp-labels
 @torch.no_grad()
 def labels(s, size:int=64) -> Tensor: # (B,size,size) int64, indices into `CLASSES`
     "The class of every pixel, from the same shapes that are painted."
@@ -1532,6 +1660,7 @@ def _check_folder(folder, names):
     if strange: raise WorldError(f'{folder} holds {len(strange)} other files ({strange[0]}, …); '
                                  'name an empty folder')
 
+# %% ../nbs/01b_painters.ipynb #exp-write-world
 def write_world(folder,               # made if it is missing
                 n_photos:int=2000,    # photos/
                 n_anime:int=2000,     # anime/, of other scenes than the photos
