@@ -74,9 +74,9 @@ class Clip(Judge):
         return self.net.encode_text(self.tokenize(captions).to(self.net.logit_scale.device), normalize=True)
 
 # %% ../nbs/05_priors.ipynb #exp-words
-_WORDS = ('autumn day sunset dusk snowy mountains lake river path house houses conifers leafy trees '
-          'clouds open grassland').split()
-_FILLERS = 'a an landscape by at with and'.split()   # every caption has them: they tell nothing
+_WORDS = ('blossom autumn snowy meadow lake sea forest street town fields railway bridge day dawn golden '
+          'dusk night overcast mist rain snowfall mountains river houses').split()
+_FILLERS = 'a at by hour in with'.split()   # every caption has them: they tell nothing
 _END = len(_WORDS) + 1                                # the largest number: CLIP reads the text there
 _LENGTH = 12
 
@@ -226,7 +226,7 @@ def tiny_segmenter_net() -> nn.Module:
     swin = SwinConfig(image_size=64, patch_size=2, embed_dim=24, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8],
                       window_size=4, drop_path_rate=0., out_features=['stage1', 'stage2', 'stage3', 'stage4'])
     return Mask2FormerForUniversalSegmentation(Mask2FormerConfig(
-        backbone_config=swin, num_labels=len(CLASSES), num_queries=10, feature_size=64, mask_feature_size=64,
+        backbone_config=swin, num_labels=len(CLASSES), num_queries=16, feature_size=64, mask_feature_size=64,
         hidden_dim=64, num_attention_heads=4, encoder_layers=1, decoder_layers=4, dim_feedforward=128,
         encoder_feedforward_dim=128, common_stride=2, feature_strides=[2, 4, 8, 16]))
 
