@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['full_precision', 'lsgan', 'patch_nce', 'jsd', 'relations', 'src', 'hard_negative_weights', 'gamma', 'hdce',
-           'lambda_sup', 'content', 'softplus_critic', 'softplus_generator', 'r1_penalty', 'path_length',
-           'clip_distance']
+           'lambda_sup', 'content', 'color_blocks', 'softplus_critic', 'softplus_generator', 'r1_penalty',
+           'path_length', 'clip_distance']
 
 # %% ../nbs/06_losses.ipynb #exp-imports
 import contextlib, functools, math
@@ -150,6 +150,22 @@ def content(a:Tensor,    # (B,3,H,W) in [-1,1], with gradient
     "How far `features(a)` is from `features(b)`; no gradient reaches `b`."
     with torch.no_grad(): goal = features(b)
     return F.mse_loss(_widen(features(a)), _widen(goal))
+
+# %% ../nbs/06_losses.ipynb #eq-color
+_BLOCKS = 6, 24   # px; the larger ones see what lies together
+
+@full_precision
+def color_blocks(a:Tensor,    # (B,3,H,W) in [-1,1], with gradient
+                 b:Tensor     # (B,3,H,W) in [-1,1], the reference; no gradient reaches it
+                ) -> Tensor:  # () mean over blocks and images, then over the two sizes of block
+    "Squared difference of brightness and color, after averaging over blocks of 6 px and of 24 px."
+    total = 0.
+    for side in _BLOCKS:
+        red, green, blue = F.avg_pool2d(a - b.detach(), side, ceil_mode=True).unbind(1)
+        bright = .299*red + .587*green + .114*blue
+        squares = bright**2 + (red - green)**2 + ((red + green)/2 - blue)**2
+        total = total + squares.mean()/len(_BLOCKS)
+    return total
 
 # %% ../nbs/06_losses.ipynb #eq-softplus
 def softplus_critic(real:Tensor, fake:Tensor # scores of any shape

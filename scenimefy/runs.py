@@ -370,7 +370,11 @@ def _check_same(r:TrainingRun, path, meta:dict):
     if was['processes'][0] != r.world_size:
         raise CheckpointError(f"the run had {was['processes'][0]} processes and now has {r.world_size}; "
                               'use as many as before')
-    moved = [f'{k}: {was[k][0]} → {now[k][0]} files' for k in now if was.get(k) != now[k]]
+    moved = []
+    for k in dict.fromkeys([*was, *now]):
+        if k == 'processes' or was.get(k) == now.get(k): continue
+        before, after = was.get(k, [0]), now.get(k, [0])           # a folder may have come or gone
+        moved.append(f'{k}: {before[0]} → {after[0]} files')
     if moved:
         raise CheckpointError(f"the folders have changed since ({'; '.join(moved)}), so the run would see "
                               'other images; restore them, or start a new run')

@@ -182,9 +182,13 @@ def test_every_setting_is_a_flag(caught, pictures, name, f):
     flag = '--' + f.name.replace('_', '-')
     if typed is None: words = [flag.replace('--', '--no-', 1) if f.default else flag]
     else: words = [flag, str(value) if f.name == 'size' else typed]
+    given = {f.name: value}
+    if f.name == 'lam_content':           # a weight without a name is refused
+        words += ['--content', 'vgg']
+        given['content'] = 'vgg'
     result = run(*line_for(name, pictures), *words)
     assert result.exit_code == 0, result.output
-    assert caught == [STAGES[name].preset('paper').but(**{f.name: value})]
+    assert caught == [STAGES[name].preset('paper').but(**given)]
 
 def test_help_names_value_unit_and_origin():
     text = ' '.join(run('train', '--help').output.split())

@@ -142,7 +142,8 @@ def test_every_row_is_a_setting_a_weight_and_a_switch():
     base = TOY.but(lam_l1=1.).but(**nothing)
     for t in TERMS:
         if isinstance(t.lam, str): continue
-        cfg = base.but(**{f'lam_{t.name}': .5}, lam_l1=0.) if t.name != 'l1' else base.but(lam_l1=.5)
+        kind = dict(content='color') if t.name == 'content' else {}
+        cfg = base.but(**{'lam_l1': 0., f'lam_{t.name}': .5}, **kind)
         on = {name: w for name, w in term_weights(cfg, 1).items() if w}
         assert on == ({'hdce': .25, 'idt': .25} if t.name == 'hdce' else {t.name: .5})
         assert set(Networks(cfg).present()) == {'G', *t.nets}
@@ -346,11 +347,6 @@ def test_two_processes_equal_one_with_twice_the_batch(folders, tmp_path):
 
 def test_betas_are_two():
     with pytest.raises(SettingsError, match='two numbers'): TOY.but(betas=(.5,))
-
-
-def test_lam_content_needs_a_network(folders, tmp_path):
-    with pytest.raises(SettingsError, match='content_net'):
-        train(TOY.but(lam_content=1.), *folders, tmp_path/'run')
 
 
 def test_bf16_keeps_the_heads_in_fp32(folders, tmp_path):
