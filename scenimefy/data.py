@@ -387,7 +387,7 @@ class Transform:
 
 # %% ../nbs/02_data.ipynb #exp-windows
 class Windows:
-    "Picture to tensor: a square window of any scale, reduced to `size`², mirror, [-1,1]. Nothing is squeezed."
+    "Picture to tensor: a square window of any scale, never squeezed, reduced to `size`²; mirror, [-1,1]."
     def __init__(self, size:int=256):  # px
         _check_size(size)
         self.size = size

@@ -103,6 +103,27 @@ _weights = [(f'lam_{t.name}', float, t.lam) for t in TERMS if not isinstance(t.l
 _TermWeights = dataclasses.make_dataclass('TermWeights', _weights, bases=(RunSettings,), frozen=True)
 _TermWeights.__module__ = __name__
 
+# %% ../nbs/09_semisup.ipynb #exp-objective
+@dataclass(frozen=True)
+class _Objective(_TermWeights):
+    "The weights of all terms, and the kind of the content term: it has a name and a weight, or neither."
+    content: str = opt('none', 'what the content term compares: colors of averaged blocks, or VGG-19',
+                       'ours: color; the released code has vgg', choices=('none', 'color', 'vgg'))
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.content == 'none' and self.lam_content:
+            raise SettingsError(f'lam_content = {self.lam_content:g} weighs no term: say which, '
+                                'with content (--content) color or vgg')
+        if self.content != 'none' and not self.lam_content:
+            raise SettingsError(f'content = {self.content!r} has the weight lam_content = 0; '
+                                'give it one above 0, or leave content at none')
+
+    def but(self, **changes):
+        "A copy with some values changed; a kind of `content` that is named alone brings its usual weight."
+        if 'content' in changes: changes.setdefault('lam_content', _USUAL.get(changes['content'], 0.))
+        return super().but(**changes)
+
 # %% ../nbs/09_semisup.ipynb #exp-sizes
 def _check_sizes(cfg):
     "What no bound of a single setting can tell."
@@ -115,18 +136,9 @@ def _check_sizes(cfg):
     if len(cfg.betas) != 2:
         raise SettingsError(f'betas = {cfg.betas} must be two numbers, such as 0.5,0.999')
 
-def _check_content(cfg):
-    "The content term has a name and a weight, or neither."
-    if cfg.content == 'none' and cfg.lam_content:
-        raise SettingsError(f'lam_content = {cfg.lam_content:g} weighs no term: say which, '
-                            'with content (--content) color or vgg')
-    if cfg.content != 'none' and not cfg.lam_content:
-        raise SettingsError(f'content = {cfg.content!r} has the weight lam_content = 0; give it one above 0, '
-                            'or leave content at none')
-
 # %% ../nbs/09_semisup.ipynb #exp-settings
 @dataclass(frozen=True)
-class SemisupSettings(_TermWeights):
+class SemisupSettings(_Objective):
     "How a translator is trained; the defaults are the paper's, or the released code's where it is silent."
     size:        int   = opt(256, 'side of a training image', 'paper §4.1', 'px', lo=16, hi=4096)
     load_size:   int   = opt(256, 'side an image is squeezed to before the crop; 0: no squeeze, square '
@@ -147,8 +159,6 @@ class SemisupSettings(_TermWeights):
     lr:          float = opt(2e-4, 'Adam step size of all five optimizers', 'released code', lo=0., hi=1.)
     betas:       tuple = opt((.5, .999), 'Adam memory of the gradient and of its square', 'released code',
                              lo=0., hi=.99999)
-    content:     str   = opt('none', 'what the content term compares: colors of averaged blocks, or VGG-19',
-                             'ours: color; the released code has vgg', choices=('none', 'color', 'vgg'))
     identity:    bool  = opt(True, 'average hDCE with its identity branch G(y) against y', 'released code')
     decay:       str   = opt('cosine', 'how the supervised terms fade', 'paper §3.3',
                              choices=('cosine', 'none'))
@@ -163,14 +173,8 @@ class SemisupSettings(_TermWeights):
     def __post_init__(self):
         super().__post_init__()
         _check_sizes(self)
-        _check_content(self)
         if not any(term_weights(self, 1).values()):
             raise SettingsError('every term has weight 0: nothing would be learned')
-
-    def but(self, **changes):
-        "A copy with some values changed; a kind of `content` that is named alone brings its usual weight."
-        if 'content' in changes: changes.setdefault('lam_content', _USUAL.get(changes['content'], 0.))
-        return super().but(**changes)
 
 # %% ../nbs/09_semisup.ipynb #exp-weights
 def term_weights(cfg, epoch:int # 1…cfg.epochs

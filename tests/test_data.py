@@ -687,7 +687,7 @@ def test_folders_of_a_list_have_equal_shares(domains, tmp_path):
     files = [s.files(p) for p in range(400)]
     assert [f[0].parent.name for f in files] == ['A', 'extra']*200           # by turns, whatever they hold
     assert len(s) == 10 and {f[0] for f in files[:10]} == {*find_images(domains/'A'), *find_images(extra)}
-    for start in range(0, 400, 10):                                           # each of the larger once an epoch
+    for start in range(0, 400, 10):                       # each of the larger folder comes once an epoch
         assert len({f[0] for f in files[start:start+10:2]}) == 5
     for i in range(0, 400, 4): assert len({f[0] for f in files[i+1:i+4:2]}) == 2
     drawn = np.array([f[1].parent.name == 'extra' for f in files])

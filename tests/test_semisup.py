@@ -358,10 +358,12 @@ def test_content_has_a_name_and_a_weight_or_neither():
     for kind, usual in (('color', 10.), ('vgg', .2)):
         named = TOY.but(content=kind)
         assert (named.content, named.lam_content) == (kind, usual)
-        assert TOY.but(content=kind, lam_content=3).lam_content == 3 and named.but(lr=.01).lam_content == usual
+        assert TOY.but(content=kind, lam_content=3).lam_content == 3
+        assert named.but(lr=.01).lam_content == usual
         assert named.but(content='none') == TOY and SemisupSettings.from_json(named.to_json()) == named
     assert TOY.but(content='color').but(content='vgg').lam_content == .2
-    with pytest.raises(SettingsError, match='lam_content = 2 weighs no term.*--content'): TOY.but(lam_content=2)
+    with pytest.raises(SettingsError, match='lam_content = 2 weighs no term.*--content'):
+        TOY.but(lam_content=2)
     with pytest.raises(SettingsError, match="content = 'color' has the weight lam_content = 0"):
         TOY.but(content='color', lam_content=0.)
     with pytest.raises(SettingsError, match='has the weight'): SemisupSettings(content='vgg')
@@ -385,7 +387,8 @@ def vgg(tmp_path, monkeypatch):
 
 def test_vgg_content_is_the_squared_difference_of_its_features(vgg):
     loss = load_content('vgg')
-    a, b = (torch.rand(2, 3, 16, 16, generator=seeded('vgg', k))*2.4 - 1.2 for k in 'ab')  # a bit out of range
+    # a bit out of range, as the output of a network may be
+    a, b = (torch.rand(2, 3, 16, 16, generator=seeded('vgg', k))*2.4 - 1.2 for k in 'ab')
     a.requires_grad_()
     b.requires_grad_()
     torch.testing.assert_close(loss(a, b), ((vgg(a) - vgg(b))**2).mean())
@@ -440,7 +443,8 @@ def test_content_run_on_several_folders_in_windows_is_resumed_to_the_bit(folders
     kept = SemisupSettings.from_json((tmp_path/'cut'/'settings.json').read_text())
     assert (kept.content, kept.lam_content, kept.load_size) == ('color', 10., 0)
     train(kept, *data, tmp_path/'cut', resume=True)
-    assert same_history(tmp_path/'whole', tmp_path/'cut') and len(read_history(tmp_path/'cut')['content']) == 12
+    assert same_history(tmp_path/'whole', tmp_path/'cut')
+    assert len(read_history(tmp_path/'cut')['content']) == 12
     with pytest.raises(CheckpointError, match='photos: 5 → 2 files; photos 2: 2 → 5 files'):
         train(kept, [wide, photos], anime, pairs, tmp_path/'cut', resume=True)
     with pytest.raises(CheckpointError, match='photos 2: 2 → 0 files'):
