@@ -64,18 +64,22 @@ def color_transfer(photos:Tensor,       # (B,3,H,W) in [-1,1]
 
 # %% ../nbs/12b_baselines.ipynb #exp-settings
 # every weight of Stage 3 off; a method switches on what it needs
-_NONE = {f'lam_{t.name}': 0. for t in TERMS if not isinstance(t.lam, str)} | dict(decay='none')
+_NONE = {f'lam_{t.name}': 0. for t in TERMS if not isinstance(t.lam, str)}
+_NONE |= dict(content='none', decay='none')
 # Weights of ours: the published ones belong to VGG features, whose numbers are larger than the tiny ones.
 RECIPES = {'pix2pix':    {**_NONE, 'lam_gan_sup': 1., 'lam_l1': 100.},
            'CUT':        {**_NONE, 'lam_gan': 1., 'lam_hdce': 1.},
-           'CartoonGAN': {**_NONE, 'lam_gan': 1., 'lam_content': 3., 'lam_edge': 1., 'warmup': 4},
-           'AnimeGAN':   {**_NONE, 'lam_gan': 1., 'lam_content': .3, 'lam_gram': 10., 'lam_color': 3.,
-                          'lam_edge': .1, 'warmup': 4}}
+           'CartoonGAN': {**_NONE, 'lam_gan': 1., 'content': 'tokens', 'lam_content': 3., 'lam_edge': 1.,
+                          'warmup': 4},
+           'AnimeGAN':   {**_NONE, 'lam_gan': 1., 'content': 'tokens', 'lam_content': .3, 'lam_gram': 10.,
+                          'lam_color': 3., 'lam_edge': .1, 'warmup': 4}}
 
 @dataclass(frozen=True)
 class BaselineSettings(SemisupSettings):
     "What a baseline needs besides the settings of Stage 3."
     method:    str   = opt('CUT', 'whose losses', 'ours', choices=tuple(RECIPES))
+    content:   str   = opt('none', "what the content term compares: the tiny CLIP's patch tokens",
+                           'CartoonGAN, AnimeGAN: there VGG-19', choices=('none', 'tokens'))
     lam_edge:  float = opt(0., 'anime with smoothed edges, as fakes for the critic',
                            'CartoonGAN 1, AnimeGAN 0.1', lo=0.)
     lam_gram:  float = opt(0., 'distance of Gram matrices to grayscale anime', 'AnimeGAN', lo=0.)
@@ -99,10 +103,12 @@ class BaselineRun(Run):
         if cfg.warmup >= cfg.epochs:
             raise SettingsError(f'warmup = {cfg.warmup} epochs leave nothing of epochs = {cfg.epochs}; '
                                 'set warmup lower')
-        clip = load_clip('tiny')
-        def content_net(images): return clip.tokens(images, check=False)
-        super().__init__(cfg, photos, anime, pairs, run, device, content_net)
-        clip.to(self.device)
+        super().__init__(cfg, photos, anime, pairs, run, device)
+        self.clip = load_clip('tiny', self.device)
+
+    def tokens(self, images):
+        "What the content of an image is compared by."
+        return self.clip.tokens(images, check=False)
 
     def critic_step(self, name, real, fakes): # fakes: [(images, weight)]
         "The critic learns to say 1 to `real` and 0 to each of `fakes`."
@@ -182,7 +188,7 @@ def cartoon_step(r, batch, w):
     fake, log = r.nets.G(x), {}
     if w['gan']: log['D'] = r.critic_step('D', y, [(fake, 1), (smooth_edges(y), r.cfg.lam_edge)])
     with frozen(r.nets.D):
-        terms = dict(content=feature_l1(fake, x, r.content_net))
+        terms = dict(content=feature_l1(fake, x, r.tokens))
         if w['gan']: terms['gan'] = lsgan(r.nets.D(fake), True)
         return log | r.generator_step(terms, w)
 
@@ -220,9 +226,9 @@ def anime_step(r, batch, w):
     fakes = [(fake, 1), (gray(y), 1), (smooth_edges(gray(y)), r.cfg.lam_edge)]
     if w['gan']: log['D'] = r.critic_step('D', y, fakes)
     with frozen(r.nets.D):
-        terms = dict(content=feature_l1(fake, x, r.content_net))
+        terms = dict(content=feature_l1(fake, x, r.tokens))
         if w['gan']: terms['gan'] = lsgan(r.nets.D(fake), True)
-        if w['gram']: terms['gram'] = gray_style(fake, y, r.content_net)
+        if w['gram']: terms['gram'] = gray_style(fake, y, r.tokens)
         if w['color']: terms['color'] = color_reconstruction(fake, x)
         return log | r.generator_step(terms, w)
 

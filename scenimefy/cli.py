@@ -50,7 +50,7 @@ def _flag(cls, f) -> inspect.Parameter:
                              annotation=Annotated[Optional[typed], option])
 
 # %% ../nbs/15_cli.ipynb #exp-withflags
-_NO_FLAG = {'base', 'lam_content', 'lam_token'}  # the base is `--preset`; the others need a function
+_NO_FLAG = {'base', 'lam_token'}  # the base is `--preset`; the other needs a function
 
 def _with_flags(cls, fn):
     "`fn` with one keyword option for each field of settings class `cls` in place of its `**flags`."
@@ -299,8 +299,9 @@ def _build(name:str):
 # %% ../nbs/15_cli.ipynb #exp-traincmd
 @_with_settings('semisup', 'SemisupSettings')
 def train_command(
-    photos: Annotated[Path, _folder('Photos.')],
-    anime: Annotated[Path, _folder('Anime frames; they need no partners.')],
+    photos: Annotated[List[Path], _folder(
+        'Photos. Give it again for more folders: each has the same share, whatever it holds.')],
+    anime: Annotated[List[Path], _folder('Anime frames; they need no partners. Several as with --photos.')],
     pairs: Annotated[Path, _folder('Pairs: trainA (photos) and trainB (anime) inside, matched by name.')],
     out: _Out, resume: _Resume = False, preset: _Preset = None, device: _Device = 'auto', **flags):
     "Stage 3: train a translator on photos, anime frames and pairs."

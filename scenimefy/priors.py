@@ -156,8 +156,10 @@ class VggDistance(Judge):
     def __init__(self, features): super().__init__(features[:_CONV4_4 + 1])
     def forward(self, a:Tensor, b:Tensor, check:bool=True) -> Tensor: # as in `TokenDistance`
         if check: check_images(a, 'a'); check_images(b, 'b')
-        fa, fb = self.net((a.float() + 1)/2), self.net((b.float() + 1)/2)   # [0,1], and nothing else
-        return (fa - fb).square().mean((1, 2, 3))
+        return (self.features(a) - self.features(b)).square().mean((1, 2, 3))
+    def features(self, images:Tensor) -> Tensor: # (B,512,H/8,W/8)
+        "conv4_4 of images in [-1,1]."
+        return self.net((images.float() + 1)/2)                   # [0,1], and nothing else
 
 # %% ../nbs/05_priors.ipynb #exp-lpips
 class LpipsDistance(Judge):

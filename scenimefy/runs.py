@@ -348,6 +348,16 @@ def _look_at(losses:dict, r:TrainingRun) -> dict:
     raise Diverged(f'the training diverged at step {r.step}: {bad} became NaN or infinite '
                    f'(images: {images}); {state}. {r.advice}')
 
+# %% ../nbs/02b_runs.ipynb #exp-moved
+def _moved(was:dict, now:dict) -> list: # fingerprints, then and now
+    "The folders that hold other files than before, in words; one may have come or gone."
+    found = []
+    for k in dict.fromkeys([*was, *now]):
+        if k == 'processes' or was.get(k) == now.get(k): continue
+        before, after = was.get(k, [0]), now.get(k, [0])
+        found.append(f'{k}: {before[0]} → {after[0]} files')
+    return found
+
 # %% ../nbs/02b_runs.ipynb #exp-resume
 def _newest(folder) -> tuple: # path, tensors, metadata
     "The newest checkpoint that can be read."
@@ -370,7 +380,7 @@ def _check_same(r:TrainingRun, path, meta:dict):
     if was['processes'][0] != r.world_size:
         raise CheckpointError(f"the run had {was['processes'][0]} processes and now has {r.world_size}; "
                               'use as many as before')
-    moved = [f'{k}: {was[k][0]} → {now[k][0]} files' for k in now if was.get(k) != now[k]]
+    moved = _moved(was, now)
     if moved:
         raise CheckpointError(f"the folders have changed since ({'; '.join(moved)}), so the run would see "
                               'other images; restore them, or start a new run')

@@ -149,7 +149,7 @@ def test_a_step_says_what_a_slow_twin_says(world, tmp_path, name):
         d = .5*((see(b) - 1).square().mean() + sum(w*see(i).square().mean() for i, w in fakes))
         if name == 'pix2pix': assert abs(got['l1'] - (fake - yp).abs().mean()) < 1e-5
         if name in ('CartoonGAN', 'AnimeGAN'):
-            assert abs(got['content'] - (r.content_net(fake) - r.content_net(x)).abs().mean()) < 1e-5
+            assert abs(got['content'] - (r.tokens(fake) - r.tokens(x)).abs().mean()) < 1e-5
     assert abs(got['D_p' if name == 'pix2pix' else 'D'] - d) < 1e-5
     w = baseline_weights(r.cfg, 1)
     assert abs(got['total'] - sum(w[k]*v for k, v in got.items() if k in w)) < 1e-3
@@ -186,7 +186,7 @@ def test_animegan_takes_texture_from_gray_anime_and_colors_from_the_photo(world,
     with torch.no_grad():
         fake = nets.G(x)
         light = (.299*y[:, 0] + .587*y[:, 1] + .114*y[:, 2])[:, None].repeat(1, 3, 1, 1)
-        a, b = (r.content_net(i) for i in (fake, light))
+        a, b = (r.tokens(i) for i in (fake, light))
         def together(t): return torch.einsum('bni,bnj->bij', t, t)/t[0].numel()
         assert abs(got['gram'] - (together(a) - together(b)).abs().mean()) < 1e-6
         from_photo, from_anime = color_reconstruction(fake, x), color_reconstruction(fake, y)

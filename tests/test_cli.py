@@ -182,9 +182,13 @@ def test_every_setting_is_a_flag(caught, pictures, name, f):
     flag = '--' + f.name.replace('_', '-')
     if typed is None: words = [flag.replace('--', '--no-', 1) if f.default else flag]
     else: words = [flag, str(value) if f.name == 'size' else typed]
+    given = {f.name: value}
+    if f.name == 'lam_content':           # a weight without a name is refused
+        words += ['--content', 'vgg']
+        given['content'] = 'vgg'
     result = run(*line_for(name, pictures), *words)
     assert result.exit_code == 0, result.output
-    assert caught == [STAGES[name].preset('paper').but(**{f.name: value})]
+    assert caught == [STAGES[name].preset('paper').but(**given)]
 
 def test_help_names_value_unit_and_origin():
     text = ' '.join(run('train', '--help').output.split())
@@ -200,7 +204,9 @@ def test_presets(caught, folders):
 
 @pytest.mark.parametrize('words, text', [
     ('--lr 7', 'lr = 7.0 is out of range'), ('--decay linear', "'cosine', 'none'"), ('--preset huge', 'tiny'),
-    ('--betas 0.5,x', '0.5,0.999'), ('--lr nan', 'finite'), ('--size 512', 'load_size')])
+    ('--betas 0.5,x', '0.5,0.999'), ('--lr nan', 'finite'), ('--size 512', 'load_size'),
+    ('--lam-content 2', '--content'), ('--content color --lam-content 0', 'leave content at none'),
+    ('--content colour', "'color', 'vgg'")])
 def test_bad_values_are_2(caught, folders, words, text):
     assert text in one_line(run('train', *folders, '-o', 'r', *words.split()), 2) and not caught
 
@@ -226,6 +232,27 @@ def test_train_and_resume(folders, tmp_path):
     assert 'lr' in one_line(run('train', *folders, '-o', out, '--resume', '--lr', '0.01'), 2)
     assert 'preset' in one_line(run('train', *folders, '-o', out, '--resume', '--preset', 'colab'), 2)
     assert run('train', *folders, '-o', out, '--resume', '--preset', 'tiny', '--workers', '0').exit_code == 0
+
+def test_train_on_several_folders_with_a_content_term(folders, pictures, tmp_path):
+    out, more = tmp_path/'run', tmp_path/'more'
+    more.mkdir()
+    Image.effect_noise((50, 30), 90).convert('RGB').save(more/'wide.png')
+    several = [*folders, '--photos', more]
+    words = [*several, '-o', out, *SMALL, '--load-size', '0', '--content', 'color']
+    assert run('train', *words).exit_code == 0
+    kept = json.loads((out/'settings.json').read_text())
+    assert (kept['content'], kept['lam_content'], kept['load_size']) == ('color', 10., 0)
+    assert all(v > 0 for v in read_history(out)['content'])
+    assert run('train', *several, '-o', out, '--resume').exit_code == 0         # no flag is needed again
+    assert 'photos 2' in one_line(run('train', *folders, '-o', out, '--resume'))
+    line = one_line(run('train', *folders, '--photos', tmp_path/'gone', '-o', tmp_path/'other', *SMALL))
+    assert 'gone' in line and not (tmp_path/'other'/'checkpoints').exists()
+
+def test_vgg_that_cannot_be_fetched_is_one_line(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv('SCENIMEFY_OFFLINE', '1')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path))
+    line = one_line(run('train', *folders, '-o', tmp_path/'run', *SMALL, '--content', 'vgg'))
+    assert 'vgg19-dcbb9e9d.pth' in line
 
 def test_resume_of_nothing(folders, tmp_path):
     assert 'nothing to resume' in one_line(run('train', *folders, '-o', tmp_path/'none', '--resume'))

@@ -10,7 +10,8 @@ from PIL import Image, ImageCms, ImageFile, PngImagePlugin
 
 from scenimefy import data
 from scenimefy.core import SettingsError, seeded, to_model
-from scenimefy.data import (_FORMATS, ImageError, ImageSet, PairedSet, Steps, Transform, UnpairedSet, as_rgb,
+from scenimefy.data import (_FORMATS, ImageError, ImageSet, PairedSet, Steps, Transform, UnpairedSet, Windows,
+                            as_rgb,
                             find_images, loader, match_pairs, _natural_key, read_image)
 
 RNG = np.random.default_rng(0)
@@ -600,6 +601,119 @@ def test_the_dice_of_both_sides_are_independent(tmp_path):
         for other in (anime[:, 0], anime[:, 1], anime[:, 3]):
             for shift in range(5): assert abs(((mine + shift) % 5 == other).mean() - 1/5) < .08
     assert abs((photo[:, 2] == anime[:, 2]).mean() - 1/2) < .1
+
+
+def read_off(x):
+    "Where the corners of a window lie in a picture whose pixels say (column, row): left, top, right, bottom."
+    at = (x[:2]*127.5 + 127.5)/2
+    return at[0].min().item(), at[1].min().item(), at[0].max().item(), at[1].max().item()
+
+
+def ruler(path, w, h, third=0):
+    column, row = np.meshgrid(np.arange(w), np.arange(h))
+    Image.fromarray(np.stack([2*column, 2*row, 0*row + third], 2).astype(np.uint8)).save(path)
+
+
+def test_windows_are_squares_of_every_scale_and_lie_everywhere(tmp_path):
+    ruler(tmp_path/'r.png', 120, 80)
+    im, w = read_image(tmp_path/'r.png'), Windows(16)
+    seen = np.array([read_off(w(im, *w.draw(seeded('w', i)))) for i in range(3000)])
+    across, down = seen[:, 2] - seen[:, 0], seen[:, 3] - seen[:, 1]
+    assert np.abs(across - down).max() < 3                                    # nothing is squeezed
+    assert across.min() < 16 and across.max() > 70
+    near = across < 15*(80/16)**.5                                            # half of the doublings
+    assert abs(near.mean() - .5) < .05
+    assert seen[:, 0].min() < 1 and seen[:, 1].min() < 1 and seen[:, 2].max() > 118 and seen[:, 3].max() > 78
+    centers = (seen[near, 0] + seen[near, 2])/2
+    assert abs(centers.mean() - 59.5) < 3                                     # and as often left as right
+    mirrored = [w.draw(seeded('w', i))[3] for i in range(3000)]
+    assert abs(np.mean(mirrored) - .5) < .05
+    x = w(im, .3, .2, .7)
+    assert torch.equal(w(im, .3, .2, .7, True), x.flip(-1)) and torch.equal(x, w(im, .3, .2, .7))
+
+
+def test_windows_of_small_and_odd_pictures():
+    for size in ((5, 9), (16, 16), (300, 16), (17, 400), (1, 1)):
+        for i in range(20):
+            w = Windows(16)
+            assert w(picture(*size), *w.draw(seeded(i))).shape == (3, 16, 16)
+    for bad in (0, 2, 30):
+        with pytest.raises(SettingsError, match='multiple of 4'): Windows(bad)
+
+
+def test_sets_in_windows_are_functions_of_seed_and_position(domains):
+    one, two = (UnpairedSet(domains/'A', domains/'B', 8, 0, seed=3) for _ in range(2))
+    assert isinstance(one.transform, Windows) and len(one) == 5
+    order = list(range(30)); random.Random(0).shuffle(order)
+    shuffled = {p: two[p] for p in order}
+    assert all(same(one[p], shuffled[p]) for p in range(30))
+    assert [one.files(p) for p in range(30)] == [UnpairedSet(domains/'A', domains/'B', 8, 12, seed=3).files(p)
+                                                 for p in range(30)]         # the choice of files is the same
+    assert not all(same(one[p], UnpairedSet(domains/'A', domains/'B', 8, 0, seed=4)[p]) for p in range(5))
+    batches = [list(loader(one, 2, steps=4, workers=n)) for n in (0, 2)]
+    assert all(same(a, b) for a, b in zip(*batches))
+
+
+def test_both_sides_see_several_scales(tmp_path):
+    for name in ('photos', 'anime'):
+        (tmp_path/name).mkdir()
+        ruler(tmp_path/name/'r.png', 100, 60)
+    s = UnpairedSet(tmp_path/'photos', tmp_path/'anime', 16, 0)
+    windows = np.array([[read_off(x) for x in s[p]] for p in range(200)])     # (200, side, 4)
+    sides = windows[:, :, 2] - windows[:, :, 0]
+    assert (sides.min(0) < 17).all() and (sides.max(0) > 52).all()
+    assert abs(np.corrcoef(sides.T)[0, 1]) < .2                               # dice of their own
+
+
+def test_pairs_share_their_window(tmp_path):
+    for side in ('trainA', 'trainB'):
+        (tmp_path/side).mkdir()
+        for i in range(3): ruler(tmp_path/side/f'{i}.png', 70, 50, third=100*(side == 'trainB'))
+    s = PairedSet(tmp_path, 16, 0, seed=2)
+    for p in range(30):
+        x, y = s[p]
+        assert torch.equal(x[:2], y[:2]) and not torch.equal(x[2], y[2])
+    assert len({read_off(s[p][0]) for p in range(30)}) > 25
+    ruler(tmp_path/'trainB'/'1.png', 35, 25)
+    with pytest.raises(ImageError, match='35×25 px.*70×50.*load_size'): [s[p] for p in range(3)]
+    assert PairedSet(tmp_path, 16, 20)[0][0].shape == (3, 16, 16)             # squeezed, any size will do
+
+
+def test_folders_of_a_list_have_equal_shares(domains, tmp_path):
+    extra = tmp_path/'extra'
+    extra.mkdir()
+    for i in range(2): picture(seed=20 + i).save(extra/f'x{i}.png')
+    s = UnpairedSet([domains/'A', extra], [domains/'B', extra], 8, 12, seed=1)
+    files = [s.files(p) for p in range(400)]
+    assert [f[0].parent.name for f in files] == ['A', 'extra']*200           # by turns, whatever they hold
+    assert len(s) == 10 and {f[0] for f in files[:10]} == {*find_images(domains/'A'), *find_images(extra)}
+    for start in range(0, 400, 10):                       # each of the larger folder comes once an epoch
+        assert len({f[0] for f in files[start:start+10:2]}) == 5
+    for i in range(0, 400, 4): assert len({f[0] for f in files[i+1:i+4:2]}) == 2
+    drawn = np.array([f[1].parent.name == 'extra' for f in files])
+    assert abs(drawn.mean() - .5) < .08                                       # anime: by dice, …
+    assert abs(drawn[::2].mean() - .5) < .1 and abs(drawn[1::2].mean() - .5) < .1   # … not in step
+    assert s.names == ('photos', 'photos 2', 'anime', 'anime 2') and len(s.shelves) == 4
+    again = UnpairedSet([domains/'A', extra], [domains/'B', extra], 8, 12, seed=1)
+    assert all(same(s[p], again[p]) for p in (7, 3, 399))
+    alone, listed = (UnpairedSet(a, domains/'B', 8, 12, seed=1) for a in (domains/'A', [domains/'A']))
+    assert all(same(alone[p], listed[p]) for p in range(10)) and listed.names == ('photos', 'anime')
+    assert same(alone[3][1:], UnpairedSet([domains/'A', extra], domains/'B', 8, 12, seed=1)[3][1:])
+    mixed = UnpairedSet([extra, *find_images(domains/'A')], domains/'B', 8)   # single files: one more folder
+    assert [len(shelf) for shelf in mixed.shelves] == [2, 5, 3]
+    with pytest.raises(ImageError, match='gone: there is no such file or folder'):
+        UnpairedSet([domains/'A', tmp_path/'gone'], domains/'B', 8)
+
+
+def test_unreadable_files_of_every_folder_are_reported(domains, tmp_path):
+    for name in ('one', 'two'):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'bad.png').write_bytes(b'gone')
+        picture().save(tmp_path/name/'good.png')
+    s = UnpairedSet([tmp_path/'one', tmp_path/'two'], domains/'B', 8, 0)
+    with pytest.warns(UserWarning) as heard: used = {s.files(p)[0] for p in range(12)}
+    assert len(heard) == 2 and {f.name for f in used} == {'good.png'} and len(used) == 2
+    assert s.skipped == [tmp_path/'one'/'bad.png', tmp_path/'two'/'bad.png']
 
 
 def test_one_folder(domains, tmp_path):

@@ -282,6 +282,59 @@ def test_schedules():
         assert 0 < L.lambda_sup(n, n) <= 1 and L.gamma(n, n) == 10
 
 
+def blocks_by_matrices(a, b, sides=(6, 24)):
+    "The loss by its definition, in whole matrices: block sums are products with 0 and 1."
+    axes = torch.tensor([[.299, .587, .114], [1., -1., 0.], [.5, .5, -1.]], dtype=torch.float64)
+    d = torch.einsum('ij,bjhw->bihw', axes, a - b)
+    means = []
+    for side in sides:
+        def sums(n): return F.one_hot(torch.arange(n)//side).T.double()      # (blocks, n)
+        rows, columns = sums(d.shape[2]), sums(d.shape[3])
+        area = rows.sum(1)[:, None]*columns.sum(1)
+        means.append(((rows @ d @ columns.T/area)**2).sum(1).mean())
+    return sum(means)/2
+
+
+@pytest.mark.parametrize('h, w', [(48, 24), (31, 50), (5, 4), (128, 128)])
+def test_color_blocks_of_any_size(h, w):
+    generator = torch.Generator().manual_seed(h)
+    a, b = (torch.rand(2, 3, h, w, dtype=torch.float64, generator=generator)*2 - 1 for _ in 'ab')
+    assert L.color_blocks(a, b).item() == pytest.approx(blocks_by_matrices(a, b).item(), rel=1e-12)
+    assert L.color_blocks(a, b) == L.color_blocks(-a, -b) and L.color_blocks(b, b) == 0
+
+
+def test_color_blocks_by_hand():
+    gray = torch.zeros(1, 3, 24, 24)
+    blue = torch.tensor([0., 0., .5]).view(1, 3, 1, 1)
+    # brightness .057, red-green 0, yellow-blue -.5, in both sizes of block
+    assert L.color_blocks(gray + blue, gray).item() == pytest.approx(.057**2 + .25, abs=1e-6)
+    one = gray.clone()
+    one[..., :6, :6] = .48                    # one small block of sixteen; the large one moves by .03
+    assert L.color_blocks(one, gray).item() == pytest.approx((.48**2/16 + .03**2)/2, abs=1e-6)
+    red = gray.clone()
+    red[:, 0], red[:, 1] = .1, -.1            # red-green .2, yellow-blue 0, brightness -.0288
+    assert L.color_blocks(red, gray).item() == pytest.approx(.04 + .0288**2, abs=1e-6)
+
+
+def test_color_blocks_forgive_texture_and_not_the_lattice_of_four_pixels():
+    gray, at = torch.zeros(1, 3, 24, 24), torch.arange(24)
+    for width, price in ((1, 0.), (3, 0.), (2, 1/18), (12, .5)):
+        stripes = (at//width % 2*2. - 1).expand(1, 3, 24, 24)
+        assert L.color_blocks(stripes, gray).item() == pytest.approx(price, abs=1e-6), width
+
+
+def test_color_blocks_under_mixed_precision():
+    a = torch.rand(1, 3, 24, 24, requires_grad=True)
+    b = torch.rand(1, 3, 24, 24, requires_grad=True)
+    plain = L.color_blocks(a, b)
+    with torch.autocast('cpu', torch.bfloat16): mixed = L.color_blocks(a, b)
+    assert mixed.dtype == torch.float32 and mixed == plain
+    half = L.color_blocks(a.bfloat16(), b.bfloat16())
+    assert half.dtype == torch.float32 and half == L.color_blocks(a.bfloat16().float(), b.bfloat16().float())
+    mixed.backward()
+    assert b.grad is None and (a.grad != 0).all()
+
+
 def test_content_range_and_gradient():
     a, b = torch.rand(2, 1, 3, 8, 8).mul(2).sub(1)
     a.requires_grad_()

@@ -15,11 +15,12 @@ from scenimefy.finetune import FinetuneSettings
 from scenimefy.runs import RunSettings
 from scenimefy.selection import SelectSettings
 from scenimefy.pretrain import PretrainSettings
-from scenimefy.semisup import SemisupSettings, _TermWeights
+from scenimefy.semisup import SemisupSettings, _Objective, _TermWeights
 from scenimefy.teachers import ClipSettings, SegmenterSettings
 
 CLASSES = [AblateSettings, BakeSettings, BaselineSettings, ClipSettings, DemoSettings, FinetuneSettings,
-           PretrainSettings, RunSettings, SegmenterSettings, SelectSettings, SemisupSettings, _TermWeights]
+           PretrainSettings, RunSettings, SegmenterSettings, SelectSettings, SemisupSettings, _Objective,
+           _TermWeights]
 
 PAPER = {
     'FinetuneSettings': dict(
@@ -32,6 +33,7 @@ PAPER = {
         decay='§3.3'),
     'PretrainSettings': dict(size='§4.1')}
 PAPER['TermWeights'] = {k: v for k, v in PAPER['SemisupSettings'].items() if k.startswith('lam_')}
+PAPER['_Objective'] = PAPER['TermWeights']
 PAPER['BaselineSettings'] = PAPER['SemisupSettings']      # a rival is trained by the same run
 OTHERS = ('released code', 'released weights', 'StyleGAN2 code by rosinality', 'ours',
           'CartoonGAN', 'AnimeGAN')

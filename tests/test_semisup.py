@@ -12,9 +12,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from scenimefy.core import SettingsError, seeded
-from scenimefy.runs import Diverged, checkpoints, read_history
-from scenimefy.semisup import (Networks, SemisupSettings, draw_ids, fast_step, make_optimizers, plain_step,
-                               train, without_branch)
+from scenimefy.losses import color_blocks
+from scenimefy.runs import CheckpointError, Diverged, checkpoints, read_history
+from scenimefy.weights import WeightsError
+from scenimefy.semisup import (Networks, SemisupSettings, draw_ids, fast_step, load_content, make_optimizers,
+                               plain_step, train, without_branch)
 from scenimefy.translator import TAPS, ResnetGenerator
 
 TOY = SemisupSettings.preset('tiny').but(
@@ -142,7 +144,8 @@ def test_every_row_is_a_setting_a_weight_and_a_switch():
     base = TOY.but(lam_l1=1.).but(**nothing)
     for t in TERMS:
         if isinstance(t.lam, str): continue
-        cfg = base.but(**{f'lam_{t.name}': .5}, lam_l1=0.) if t.name != 'l1' else base.but(lam_l1=.5)
+        kind = dict(content='color') if t.name == 'content' else {}
+        cfg = base.but(**{'lam_l1': 0., f'lam_{t.name}': .5}, **kind)
         on = {name: w for name, w in term_weights(cfg, 1).items() if w}
         assert on == ({'hdce': .25, 'idt': .25} if t.name == 'hdce' else {t.name: .5})
         assert set(Networks(cfg).present()) == {'G', *t.nets}
@@ -348,9 +351,104 @@ def test_betas_are_two():
     with pytest.raises(SettingsError, match='two numbers'): TOY.but(betas=(.5,))
 
 
-def test_lam_content_needs_a_network(folders, tmp_path):
-    with pytest.raises(SettingsError, match='content_net'):
-        train(TOY.but(lam_content=1.), *folders, tmp_path/'run')
+# ---- the content term
+
+def test_content_has_a_name_and_a_weight_or_neither():
+    assert TOY.content == 'none' and TOY.lam_content == 0
+    for kind, usual in (('color', 10.), ('vgg', .2)):
+        named = TOY.but(content=kind)
+        assert (named.content, named.lam_content) == (kind, usual)
+        assert TOY.but(content=kind, lam_content=3).lam_content == 3
+        assert named.but(lr=.01).lam_content == usual
+        assert named.but(content='none') == TOY and SemisupSettings.from_json(named.to_json()) == named
+    assert TOY.but(content='color').but(content='vgg').lam_content == .2
+    with pytest.raises(SettingsError, match='lam_content = 2 weighs no term.*--content'):
+        TOY.but(lam_content=2)
+    with pytest.raises(SettingsError, match="content = 'color' has the weight lam_content = 0"):
+        TOY.but(content='color', lam_content=0.)
+    with pytest.raises(SettingsError, match='has the weight'): SemisupSettings(content='vgg')
+    with pytest.raises(SettingsError, match="'none', 'color', 'vgg'"): TOY.but(content='colour')
+
+
+@pytest.fixture
+def vgg(tmp_path, monkeypatch):
+    "A small file in the layout of torchvision's VGG-19, and what it says of images in [-1,1]."
+    from torch import nn
+    from scenimefy import priors
+    def small():
+        return nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(inplace=True), nn.Conv2d(4, 5, 3))
+    net = small()
+    layout = {f'features.{k}': v for k, v in net.state_dict().items()}
+    torch.save({**layout, 'classifier.0.weight': torch.zeros(2, 2)}, tmp_path/'vgg.pth')
+    monkeypatch.setattr(priors, '_vgg19_features', small)
+    monkeypatch.setattr(priors, 'fetch', lambda name: {'vgg19': tmp_path/'vgg.pth'}[name])
+    return lambda images: net((images + 1)/2)
+
+
+def test_vgg_content_is_the_squared_difference_of_its_features(vgg):
+    loss = load_content('vgg')
+    # a bit out of range, as the output of a network may be
+    a, b = (torch.rand(2, 3, 16, 16, generator=seeded('vgg', k))*2.4 - 1.2 for k in 'ab')
+    a.requires_grad_()
+    b.requires_grad_()
+    torch.testing.assert_close(loss(a, b), ((vgg(a) - vgg(b))**2).mean())
+    loss(a, b).backward()
+    assert a.grad.abs().sum() > 0 and b.grad is None and loss(b, b) == 0
+
+
+def test_vgg_that_is_not_there_is_said_before_the_run_begins(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv('SCENIMEFY_OFFLINE', '1')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path/'nowhere'))
+    with pytest.raises(WeightsError, match='vgg19-dcbb9e9d.pth'):
+        train(TOY.but(content='vgg'), *folders, tmp_path/'run')
+    assert not list(tmp_path.glob('run/checkpoints/*'))
+
+
+@pytest.mark.parametrize('kind', ['color', 'vgg'])
+def test_both_readings_of_the_content_term_agree(vgg, kind):
+    "Losses and gradients of G; the term is what its definition says of G(x) and x."
+    cfg = TOY.but(content=kind, lam_content=2.)
+    batch = [torch.rand(2, 3, 16, 16, generator=seeded('batch', i))*2 - 1 for i in range(4)]
+    seen = []
+    for reading in (plain_step, fast_step):
+        nets, grads = Networks(cfg), {}
+        with torch.no_grad(): fake = nets.G(batch[0])
+        def keep(names): grads.update(gradients_of(nets, names))
+        log = reading(nets, make_optimizers(nets, cfg), batch, draw_ids(cfg, 0), cfg, 1, load_content(kind),
+                      sync_gradients=keep)
+        if kind == 'vgg': torch.testing.assert_close(log['content'], ((vgg(fake) - vgg(batch[0]))**2).mean())
+        else: torch.testing.assert_close(log['content'], color_blocks(fake, batch[0]))
+        seen.append((log, grads['G']))
+    (plain, a), (fast, b) = seen
+    for k in plain: torch.testing.assert_close(plain[k], fast[k], rtol=1e-5, atol=1e-6)
+    top = max(g.abs().max() for g in a)
+    for g, h in zip(a, b): assert (g - h).abs().max() < 1e-4*top
+    without = Networks(TOY)
+    logged = fast_step(without, make_optimizers(without, TOY), batch, draw_ids(TOY, 0), TOY, 1)
+    assert 'content' not in logged
+
+
+def test_content_run_on_several_folders_in_windows_is_resumed_to_the_bit(folders, tmp_path):
+    "The name stands in settings.json; other folders, or another order of them, are refused."
+    photos, anime, pairs = folders
+    wide = tmp_path/'wide'
+    wide.mkdir()
+    for i in range(2): Image.effect_noise((60, 40), 90).convert('RGB').save(wide/f'wide{i}.png')
+    cfg = TOY.but(content='color', load_size=0)
+    data = [photos, wide], anime, pairs
+    train(cfg, *data, tmp_path/'whole')
+    train(cfg, *data, tmp_path/'cut')
+    for newest in checkpoints(tmp_path/'cut')[1:]: newest.unlink()
+    (tmp_path/'cut'/'translator.safetensors').unlink()
+    kept = SemisupSettings.from_json((tmp_path/'cut'/'settings.json').read_text())
+    assert (kept.content, kept.lam_content, kept.load_size) == ('color', 10., 0)
+    train(kept, *data, tmp_path/'cut', resume=True)
+    assert same_history(tmp_path/'whole', tmp_path/'cut')
+    assert len(read_history(tmp_path/'cut')['content']) == 12
+    with pytest.raises(CheckpointError, match='photos: 5 → 2 files; photos 2: 2 → 5 files'):
+        train(kept, [wide, photos], anime, pairs, tmp_path/'cut', resume=True)
+    with pytest.raises(CheckpointError, match='photos 2: 2 → 0 files'):
+        train(kept, photos, anime, pairs, tmp_path/'cut', resume=True)
 
 
 def test_bf16_keeps_the_heads_in_fp32(folders, tmp_path):
