@@ -303,11 +303,13 @@ def train_command(
         'Photos. Give it again for more folders: each has the same share, whatever it holds.')],
     anime: Annotated[List[Path], _folder('Anime frames; they need no partners. Several as with --photos.')],
     pairs: Annotated[Path, _folder('Pairs: trainA (photos) and trainB (anime) inside, matched by name.')],
-    out: _Out, resume: _Resume = False, preset: _Preset = None, device: _Device = 'auto', **flags):
+    out: _Out,
+    start: Annotated[Optional[str], _network('A translator to go on from, of the same sizes.')] = None,
+    resume: _Resume = False, preset: _Preset = None, device: _Device = 'auto', **flags):
     "Stage 3: train a translator on photos, anime frames and pairs."
     from scenimefy.semisup import SemisupSettings, train
     cfg = _settings_for(SemisupSettings, preset, flags, out if resume else None)
-    weights = train(cfg, photos, anime, pairs, out, resume=resume, device=device)
+    weights = train(cfg, photos, anime, pairs, out, resume=resume, device=device, start=start)
     typer.echo(f'{weights}  ← scenimefy stylize PHOTO -o OUT --weights {weights}')
 
 # %% ../nbs/15_cli.ipynb #exp-stages
