@@ -30,12 +30,17 @@ def _linear(level): # sRGB in [0,1] → light in [0,1]
 
 _LEVELS = _linear(torch.arange(256, dtype=torch.float64)/255)                  # there are only 256 of them
 
+def _bent(im, weights): # RGB picture; (…,3) → f of X, Y or Z: (…,H,W)
+    light = _LEVELS[torch.from_numpy(np.array(im)).int()]
+    t = torch.tensordot(weights, light, ([-1], [-1]))
+    return torch.where(t > .008856, t**(1/3), 7.787*t + 16/116)
+
 def _lab(im:Image.Image) -> Tensor: # (3,H,W) float64: L* in [0,100], a*, b*
     "An sRGB picture in CIE L*a*b*."
-    light = _LEVELS[torch.from_numpy(np.array(im)).int()]
-    xyz = (light@(_XYZ.T/_WHITE)).movedim(-1, 0)
-    f = torch.where(xyz > .008856, xyz**(1/3), 7.787*xyz + 16/116)
-    return torch.stack([116*f[1] - 16, 500*(f[0] - f[1]), 200*(f[1] - f[2])])
+    x, y, z = _bent(im, _XYZ/_WHITE[:, None])
+    return torch.stack([116*y - 16, 500*(x - y), 200*(y - z)])
+
+def _lightness(im) -> Tensor: return 116*_bent(im, _XYZ[1]) - 16    # (H,W): only L*; white has Y = 1
 
 # %% ../nbs/11a_kept.ipynb #exp-size
 _SIDE = 512   # px: long side of what is compared
@@ -46,8 +51,8 @@ def _sizes(photo) -> tuple: # (width, height) in px and in cells
     w, h = (max(16, round(side*scale)) for side in photo.size)
     return (w, h), (_GRID, max(4, round(_GRID*h/w)))
 
-def _fine(im, size) -> Tensor: # (3,H,W) L*a*b* at the size that edges and texture are measured at
-    return _lab(im.resize(size, Image.Resampling.LANCZOS))
+def _fine(im, size) -> Tensor: # (H,W) L* at the size that edges and texture are measured at
+    return _lightness(im.resize(size, Image.Resampling.LANCZOS))
 
 def _coarse(im, cells) -> Tensor: # (3,h,w) L*a*b* of averaged cells
     return _lab(im.resize(cells, Image.Resampling.BOX))
@@ -62,14 +67,15 @@ def _correlation(a:Tensor, b:Tensor # maps of one shape
 def _mean_gap(a, b) -> float: return (a - b).abs().mean().item()
 
 # %% ../nbs/11a_kept.ipynb #eq-hue
-_LEAST_CHROMA = 1.   # below this a color looks gray, and its angle is noise
+_LEAST_CHROMA = 1.   # a picture below this on average looks gray, and its angles are noise
 
 def _hue(a:Tensor, b:Tensor # (3,h,w) L*a*b* of cells
         ) -> float:         # degrees in [0,180]; NaN if one of the pictures is gray
     (ax, ay), (bx, by) = a[1:], b[1:]
+    chroma = torch.hypot(ax, ay), torch.hypot(bx, by)
+    if min(c.mean() for c in chroma) < _LEAST_CHROMA: return math.nan
     angle = torch.atan2(ax*by - ay*bx, ax*bx + ay*by).abs().rad2deg()
-    weight = (torch.hypot(ax, ay)*torch.hypot(bx, by)).sqrt()
-    if weight.mean() < _LEAST_CHROMA: return math.nan
+    weight = (chroma[0]*chroma[1]).sqrt()
     return ((angle*weight).sum()/weight.sum()).item()
 
 # %% ../nbs/11a_kept.ipynb #exp-edges
@@ -124,8 +130,7 @@ def _picture(source) -> Image.Image: # of a PIL image or a file
 def kept(photo,    # PIL image or file, any size
          scene     # PIL image or file: what was made of it; another size, but the same part of the world
         ) -> dict: # six floats
-    """What a scene keeps of its photo, in CIE L*a*b* at a long side of 512 px; a measure of ours. `ImageError`
-    for a file that cannot be read.
+    """What a scene keeps of its photo, in CIE L*a*b* at a long side of 512 px; a measure of ours.
 
     - `light`: correlation of lightness over a grid of 48 cells across, -1 to 1; 1: night stays night
     - `dL`: mean difference of lightness there, 0 to 100; 0: as bright as the photo
@@ -134,23 +139,25 @@ def kept(photo,    # PIL image or file, any size
     - `flat`: share of fine texture that is left between outlines; below 1: painted, above 1: noisier
     - `halo`: lightness beyond the photo's own range near its outlines, in L*; 0: none
 
-    NaN stands for what the pair cannot tell: the hue of a gray picture, the light of a blank one."""
+    NaN stands for what the pair cannot tell: the hue of a gray picture, the light of a blank one.
+    `ImageError` for a file that cannot be read."""
     photo, scene = _picture(photo), _picture(scene)
     size, cells = _sizes(photo)
     a, b = _coarse(photo, cells), _coarse(scene, cells)
-    p, q = _fine(photo, size)[0], _fine(scene, size)[0]
+    p, q = _fine(photo, size), _fine(scene, size)
     zone = _edge_zone(p)
     return dict(light=_correlation(a[0], b[0]), dL=_mean_gap(a[0], b[0]), hue=_hue(a, b),
                 edges=_correlation(_steepness(p), _steepness(q)), flat=_flat(p, q, zone),
                 halo=_halo(p, q, zone))
 
 # %% ../nbs/11a_kept.ipynb #exp-table
+# {key of `kept`: its name in tables, and what is better}
 KEPT = dict(light='light kept ↑', dL='light off, L* ↓', hue='hue turned, ° ↓', edges='drawing kept ↑',
-            flat='texture left ↓', halo='halo, L* ↓')   # {key of `kept`: its name in tables, and what is better}
-KEPT_NOTE = ('What each scene keeps of its photo, on average; the files as stored, long side 512 px. An unchanged '
-             'photo has 1, 0, 0, 1, 1, 0. Light kept: night stays night. Light off: how much brighter or '
-             'darker, of 100. Drawing kept: edges stay where they are. Texture left: below 1 painted, above 1 '
-             'noisier than the photo. Halo: rims beyond the light that the photo has at its edges.')
+            flat='texture left ↓', halo='halo, L* ↓')
+KEPT_NOTE = ('What each scene keeps of its photo, on average; the files as stored, long side 512 px. '
+             'An unchanged photo has 1, 0, 0, 1, 1, 0. Light kept: night stays night. Light off: how much '
+             'brighter or darker, of 100. Drawing kept: edges stay where they are. Texture left: below 1 '
+             'painted, above 1 noisier than the photo. Halo: rims beyond the light that the photo has there.')
 
 # %% ../nbs/11a_kept.ipynb #exp-measure
 def _alone(files, others, kind) -> list: # what has no partner
