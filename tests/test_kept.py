@@ -147,6 +147,14 @@ def test_one_color():
     assert all(math.isnan(got[key]) for key in ('light', 'edges', 'flat', 'halo'))
 
 
+@pytest.mark.parametrize('level', [33, 77, 120, 200])
+def test_a_blank_picture_has_no_light_to_keep(level, photo):
+    "Nor does rounding in its mean make one up."
+    for blank, other in ((photo, Image.new('L', photo.size, level)), (Image.new('L', photo.size, level), photo)):
+        got = kept(blank, other)
+        assert math.isnan(got['light']) and math.isnan(got['edges']) and got['dL'] > 5
+
+
 @pytest.mark.parametrize('chroma,known', [(0, False), (1, False), (20, True)])
 def test_gray_has_no_hue(chroma, known):
     "A gray scene is not praised for its hue; nor is one that the eye takes for gray."
@@ -190,6 +198,17 @@ def test_sizes(photo):
         assert other == near(whole, rel=.1, abs=.1)
     assert kept(Image.new('RGB', (1, 1), 'red'), Image.new('RGB', (1, 1), 'red'))['hue'] == near(0)
     assert kept(photo.resize((700, 3)), painted.resize((700, 3)))['edges'] > .5
+    strip = photo.resize((2000, 2))
+    assert kept(strip, strip)['edges'] == near(1)
+
+
+def test_stripes_finer_than_what_is_measured():
+    "They melt into their mean: no lines and no texture appear that were not there."
+    plain = halves((120,)*3, (200,)*3, (1500, 96))
+    striped = np.array(plain)
+    striped[:, 0:700:2], striped[:, 1:700:2] = 90, 150
+    got = kept(plain, Image.fromarray(striped))
+    assert got['edges'] > .95 and got['halo'] < 1
 
 
 def test_a_picture_on_its_side(photo):
