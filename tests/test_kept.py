@@ -150,8 +150,8 @@ def test_one_color():
 @pytest.mark.parametrize('level', [33, 77, 120, 200])
 def test_a_blank_picture_has_no_light_to_keep(level, photo):
     "Nor does rounding in its mean make one up."
-    for blank, other in ((photo, Image.new('L', photo.size, level)), (Image.new('L', photo.size, level), photo)):
-        got = kept(blank, other)
+    blank = Image.new('L', photo.size, level)
+    for got in (kept(photo, blank), kept(blank, photo)):
         assert math.isnan(got['light']) and math.isnan(got['edges']) and got['dL'] > 5
 
 
