@@ -23,7 +23,7 @@ from .data import Transform, find_images, read_image
 from .losses import lsgan, patch_nce
 from .priors import load_clip
 from .runs import descend, frozen, run_training
-from .semisup import TERMS, Run, SemisupSettings, draw_ids, over_taps, term_weights, train
+from .semisup import Run, SemisupSettings, draw_ids, only, over_taps, term_weights, train
 from .translator import load_translator
 
 # %% ../nbs/12b_baselines.ipynb #exp-published
@@ -64,8 +64,7 @@ def color_transfer(photos:Tensor,       # (B,3,H,W) in [-1,1]
 
 # %% ../nbs/12b_baselines.ipynb #exp-settings
 # every weight of Stage 3 off; a method switches on what it needs
-_NONE = {f'lam_{t.name}': 0. for t in TERMS if not isinstance(t.lam, str)}
-_NONE |= dict(content='none', decay='none')
+_NONE = only() | dict(decay='none')
 # Weights of ours: the published ones belong to VGG features, whose numbers are larger than the tiny ones.
 RECIPES = {'pix2pix':    {**_NONE, 'lam_gan_sup': 1., 'lam_l1': 100.},
            'CUT':        {**_NONE, 'lam_gan': 1., 'lam_hdce': 1.},

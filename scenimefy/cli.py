@@ -303,11 +303,13 @@ def train_command(
         'Photos. Give it again for more folders: each has the same share, whatever it holds.')],
     anime: Annotated[List[Path], _folder('Anime frames; they need no partners. Several as with --photos.')],
     pairs: Annotated[Path, _folder('Pairs: trainA (photos) and trainB (anime) inside, matched by name.')],
-    out: _Out, resume: _Resume = False, preset: _Preset = None, device: _Device = 'auto', **flags):
+    out: _Out,
+    start: Annotated[Optional[str], _network('A translator to go on from, of the same sizes.')] = None,
+    resume: _Resume = False, preset: _Preset = None, device: _Device = 'auto', **flags):
     "Stage 3: train a translator on photos, anime frames and pairs."
     from scenimefy.semisup import SemisupSettings, train
     cfg = _settings_for(SemisupSettings, preset, flags, out if resume else None)
-    weights = train(cfg, photos, anime, pairs, out, resume=resume, device=device)
+    weights = train(cfg, photos, anime, pairs, out, resume=resume, device=device, start=start)
     typer.echo(f'{weights}  ← scenimefy stylize PHOTO -o OUT --weights {weights}')
 
 # %% ../nbs/15_cli.ipynb #exp-stages
@@ -393,7 +395,8 @@ _Reference = Annotated[Path, typer.Argument(
     metavar='REFERENCE', show_default=False,
     help="Folder of reference pictures, reference.safetensors of an earlier report, or pytorch-fid's .npz.")]
 _Photos = Annotated[Optional[Path], _folder(
-    'The photos that were translated, matched by name: adds L_BCE, agreement and LPIPS.', '--photos')]
+    'The photos that were translated, matched by name: adds what the scenes keep of them (light, hue, '
+    'drawing, texture, halo), L_BCE, agreement and LPIPS.', '--photos')]
 _Features = Annotated[str, typer.Option(
     metavar='inception|tiny|FILE',
     help="inception gives FID (fetched on first use, or pytorch-fid's FILE); tiny is an offline toy.")]
@@ -402,11 +405,16 @@ _Resize = Annotated[int, typer.Option(
 
 # %% ../nbs/15_cli.ipynb #exp-report
 def _print_report(report:dict, out=None):
-    "The table that the report holds, what to know about it, and the page in folder `out`."
-    from scenimefy.evaluate import comparison_rows
+    "The tables that the report holds, what to know about them, and the page in folder `out`."
+    from scenimefy.evaluate import comparison_rows, kept_rows
+    from scenimefy.kept import KEPT_NOTE
     head, rows = comparison_rows(report)
     print_table(rows, head)
     typer.echo(report['note'])
+    head, rows = kept_rows(report)
+    if rows:
+        print_table(rows, head)
+        typer.echo(KEPT_NOTE)
     for name, measured in report['methods'].items():
         if measured['warning']: _tell(f"{name}: {measured['warning']}")
     if out: typer.echo(f"{Path(out)/'index.html'}  ← open it in a browser")
@@ -420,7 +428,7 @@ def evaluate_command(
     out: Annotated[Optional[Path], _folder(
         'For metrics.json, the statistics and a page [nothing is written].', '-o', '--out')] = None,
     device: _Device = 'auto', resize: _Resize = 0):
-    "How far pictures lie from a reference: FID, KID, and with --photos what they kept."
+    "How far pictures lie from a reference: FID, KID, and with --photos what they keep of their photos."
     from scenimefy.evaluate import evaluate
     report = evaluate(generated, reference, photos, features, out, device, progress=sys.stderr.isatty(),
                       resize=resize)
@@ -448,7 +456,7 @@ def compare_command(
         metavar='NAME=DIR...', help='One folder per method.', show_default=False)],
     out: Annotated[Path, _folder('For metrics.json, the statistics and a page of pictures.', '-o', '--out')],
     photos: _Photos = None, features: _Features = 'inception', device: _Device = 'auto', resize: _Resize = 0):
-    "Several methods against one reference, as Table 1 has them."
+    "Several methods against one reference, as Table 1 has them; with --photos what each keeps of them."
     from scenimefy.evaluate import compare
     report = compare(_named_folders(methods), reference, photos, features, out, device,
                      progress=sys.stderr.isatty(), resize=resize)

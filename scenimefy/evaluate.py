@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_TABLE_1', 'Survey', 'survey', 'Summary', 'summarize', 'save_summary', 'read_summary', 'measure_set',
-           'halves', 'measure_pairs', 'comparison_rows', 'compare', 'evaluate']
+           'halves', 'measure_pairs', 'comparison_rows', 'kept_rows', 'compare', 'evaluate']
 
 # %% ../nbs/11c_evaluate.ipynb #exp-imports
 import json, platform, unicodedata
@@ -26,6 +26,7 @@ from . import __version__
 from .core import SettingsError, UserError, atomic_path, pick_device, seeded, to_model
 from .data import ImageError, find_images, read_image
 from .features import Features, check_features, load_features
+from .kept import KEPT, KEPT_NOTE, measure_kept
 from .metrics import Moments, confidence, feature_distance, frechet_distance, kid
 from .page import figure_html, grid_html, note_html, page_html, section_html, table_html
 from .priors import load_perceptual, load_segmenter
@@ -299,8 +300,8 @@ _JUDGES = {'tiny': ('tiny', 'tiny'), 'inception': ('mask2former', 'lpips')}   # 
 
 def _judged(segmenter, perceptual, photos, images) -> list: # of dictionaries, one per pair
     scores, far = score_pairs(segmenter, photos, images), perceptual(images, photos).tolist()
-    kept = ('lbce', 'agreement', 'nll')
-    return [{k: s[k] for k in kept} | dict(perceptual=p) for s, p in zip(scores, far)]
+    wanted = ('lbce', 'agreement', 'nll')
+    return [{k: s[k] for k in wanted} | dict(perceptual=p) for s, p in zip(scores, far)]
 
 @torch.no_grad()
 def measure_pairs(generated:Survey, photos:Survey, segmenter, perceptual,
@@ -313,6 +314,13 @@ def measure_pairs(generated:Survey, photos:Survey, segmenter, perceptual,
         x, y = (to_model([s.read(s.files[k]) for k in part]).to(device) for s in (photos, generated))
         found += _judged(segmenter, perceptual, x, y)
     return {k: sum(pair[k] for pair in found)/len(found) for k in found[0]}
+
+# %% ../nbs/11c_evaluate.ipynb #exp-kept
+def _kept_by(generated:Survey, photos:Survey, progress:bool=False) -> dict: # `means`, `pictures`
+    "What scenes keep of their photos, with None where nobody can tell: JSON knows no NaN."
+    found = measure_kept(photos.files, generated.files, progress)
+    rows = {stem: _no_nan(row) for stem, row in found['pictures'].items()}
+    return dict(means=_no_nan(found['means']), pictures=rows)
 
 # %% ../nbs/11c_evaluate.ipynb #exp-table
 PUBLISHED_TABLE_1 = {'LHQ real': 121.807, 'CartoonGAN': 67.200, 'AnimeGAN': 67.739, 'White-box': 61.973,
@@ -357,6 +365,16 @@ def comparison_rows(report:dict) -> tuple: # of `compare` → head, rows of text
         if row not in seen: rows.append([row, 'not measured', *dashes, f'{value:.3f}'])
     return head, rows
 
+# %% ../nbs/11c_evaluate.ipynb #exp-kept-rows
+def kept_rows(report:dict) -> tuple: # of `compare` → head, rows of texts; no rows without photos
+    "What the scenes of each method keep of their photos, as a table."
+    rows = []
+    for name, m in report['methods'].items():
+        if 'kept' not in m: continue
+        values = [m['kept']['means'][key] for key in KEPT]
+        rows.append([name, *('–' if v is None else f'{v:.3g}' for v in values)])
+    return ['method', *KEPT.values()], rows
+
 # %% ../nbs/11c_evaluate.ipynb #exp-page
 _CAVEAT = ('Published numbers are the paper’s: Inception features, its own photos and reference frames, '
            'protocol not stated. They can be compared with a measured FID only if data and protocol are the '
@@ -369,6 +387,10 @@ def _by_size_section(methods): # a section; nothing if no method has sizes
     rows = [[name, *(f'{d:.4g}' for _, d in found)] for name, found in sized.items()]
     text = 'The distance of ever larger parts, as many pictures of each set: does it still fall?'
     return section_html('By size', text, table_html(rows, ['pictures', *sizes]))
+
+def _kept_section(report): # a section; nothing without photos
+    head, rows = kept_rows(report)
+    return section_html('Kept of the photos', KEPT_NOTE, table_html(rows, head)) if rows else Markup()
 
 def _side_by_side(folders, n): # {name: Survey} → a section with `n` scenes that all folders have
     first, *others = folders.values()
@@ -388,6 +410,7 @@ def _write_comparison(report:dict, folders:dict, out, n:int=6) -> Path: # {name:
     facts = {**report['settings'], **report['protocol'], **report['versions']}
     parts = [*(note_html('Careful.', text) for text in warnings),
              section_html('Scores', _CAVEAT, table_html(rows, head)),
+             _kept_section(report),
              _by_size_section(report['methods']),
              _side_by_side(folders, n),
              section_html('How it was measured',
@@ -432,7 +455,9 @@ def _measure_all(folders, target, net, judges, progress) -> dict: # {name: numbe
     for name, f in folders.items():
         mine = summarize(net, f, progress=progress)
         m = measure_set(mine, target, progress, net.device)
-        if judges and name != 'photos': m |= measure_pairs(f, folders['photos'], *judges, progress=progress)
+        if judges and name != 'photos':
+            m |= measure_pairs(f, folders['photos'], *judges, progress=progress)
+            m['kept'] = _kept_by(f, folders['photos'], progress)
         found[name] = m | dict(sizes=mine.about['sizes'], files=mine.about['files'])
     return found
 

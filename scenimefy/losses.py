@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['full_precision', 'lsgan', 'patch_nce', 'jsd', 'relations', 'src', 'hard_negative_weights', 'gamma', 'hdce',
-           'lambda_sup', 'content', 'color_blocks', 'softplus_critic', 'softplus_generator', 'r1_penalty',
+           'lambda_sup', 'content', 'color_blocks', 'copy_error', 'softplus_critic', 'softplus_generator', 'r1_penalty',
            'path_length', 'clip_distance']
 
 # %% ../nbs/06_losses.ipynb #exp-imports
@@ -12,6 +12,8 @@ import contextlib, functools, math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .translator import match_tone
 
 # %% ../nbs/06_losses.ipynb #exp-precision
 def _widen(v):
@@ -166,6 +168,14 @@ def color_blocks(a:Tensor,    # (B,3,H,W) in [-1,1], with gradient
         squares = bright**2 + (red - green)**2 + ((red + green)/2 - blue)**2
         total = total + squares.mean()/len(_BLOCKS)
     return total
+
+# %% ../nbs/06_losses.ipynb #eq-copy
+@full_precision
+def copy_error(a:Tensor,   # (B,3,H,W) in [-1,1], with gradient
+               b:Tensor    # (B,3,H,W) in [-1,1], the photo
+              ) -> Tensor: # () mean absolute difference
+    "How far `a` is from a copy of `b`, once 12 numbers per image have matched the tone."
+    return (match_tone(a, b) - b).abs().mean()   # L_copy
 
 # %% ../nbs/06_losses.ipynb #eq-softplus
 def softplus_critic(real:Tensor, fake:Tensor # scores of any shape

@@ -19,6 +19,7 @@ from scenimefy.data import read_image
 from scenimefy.evaluate import (_KEEP, Summary, compare, evaluate, halves, measure_pairs, measure_set,
                                 _preflight, read_summary, summarize, survey, _table_row, _warning_for)
 from scenimefy.features import Features, load_features
+from scenimefy.kept import KEPT, KEPT_NOTE, measure_kept
 from scenimefy.metrics import Moments, frechet_distance
 from scenimefy.painters import render
 from scenimefy.world import HELD_OUT
@@ -143,6 +144,36 @@ def test_photos_without_partner_or_of_odd_size_are_found_first(folders, tmp_path
     with pytest.raises(KeyError, match='so far'): compare_tiny(*odd)
 
 
+def test_what_scenes_keep_of_their_photos(folders, tmp_path):
+    "Measured on the files as stored, whatever `resize` makes of them for the networks; gray has no hue."
+    photos, ours, gray = (tmp_path/name for name in ('photos', 'ours', 'gray'))
+    for folder in (photos, ours, gray): folder.mkdir()
+    for name in ('00.png', '01.png', '02.png'):
+        shutil.copy(folders/'photos'/name, photos)
+        shutil.copy(folders/'anime'/name, ours)
+        Image.open(photos/name).convert('L').save(gray/name)
+    both = {'ours': ours, 'gray': gray}
+    report = compare_tiny(both, folders/'reference', photos, out=tmp_path/'out', resize=32)
+    found, wanted = report['methods']['ours']['kept'], measure_kept(photos, ours)
+    assert found['means'] == wanted['means'] and found['pictures'] == wanted['pictures']
+    assert 'kept' not in report['methods']['photos'] and len(found['pictures']) == 3
+    written = json.loads((tmp_path/'out'/'metrics.json').read_text())['methods']
+    assert written['ours']['kept'] == found and written['gray']['kept']['means']['hue'] is None
+    assert written['gray']['kept']['pictures']['00']['hue'] is None
+    head, rows = e.kept_rows(report)
+    assert head == ['method', *KEPT.values()] and [row[0] for row in rows] == ['ours', 'gray']
+    assert rows[0][1:] == [f'{found["means"][key]:.3g}' for key in KEPT] and rows[1][3] == '–'
+    page = (tmp_path/'out'/'index.html').read_text()
+    assert 'Kept of the photos' in page and KEPT_NOTE in page
+    assert all(f'<td>{cell}</td>' in page for cell in rows[0]) and all(name in page for name in head)
+
+
+def test_without_photos_nothing_is_kept(folders, tmp_path):
+    report = compare_tiny({'ours': folders/'anime'}, folders/'reference', out=tmp_path)
+    assert 'kept' not in report['methods']['ours'] and e.kept_rows(report)[1] == []
+    assert 'Kept of the photos' not in (tmp_path/'index.html').read_text()
+
+
 def test_report(folders, tmp_path):
     photos = folders/'photos'
     both = {'ours': folders/'anime', 'identity': photos}
@@ -216,6 +247,10 @@ def test_commands(folders, tmp_path):
     lines = both.output.splitlines()[1:3]
     assert both.exit_code == 0 and [line.split()[0] for line in lines] == ['photos', 'generated']
     assert '121.807' not in lines[0]
+    told = both.output.splitlines()
+    (at,) = [i for i, line in enumerate(told) if 'light kept ↑' in line]
+    assert told[at + 1].split() == ['generated', '1', '0', '0', '1', '1', '0'] and told[at + 2] == KEPT_NOTE
+    assert 'light kept' not in done.output + again.output
 
 
 @pytest.mark.parametrize('args,status', [
