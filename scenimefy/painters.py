@@ -1364,6 +1364,7 @@ def _town_park(c):
     s, look = c.s, c.look
     h = _each(s.horizon)
     tops = h + .045 - .10*_bumps(s.table, c.x, 9, 27)
+    c.paint(_cover(h - c.y, c.size), c['block_dark'] if look else None, 'building')
     c.paint(_cover(tops - c.y, c.size), lambda: _tree_row(c, tops), 'tree')
     curb = h + .07
     lawn = _cover(curb - c.y, c.size)
