@@ -204,7 +204,7 @@ def _dress(pal, s):
         there = (s.season == SEASONS.index(season))[:, None, None]
         pal[:, rows] = torch.where(there, _mix(pal[:, rows], color[:, :len(rows)], t), pal[:, rows])
     change('blossom', 'grass', leaf, .35)
-    change('autumn', 'grass', fall*.96, .5)
+    change('autumn', 'grass', fall*.96, torch.tensor([[.5], [.45], [.28]]))
     change('autumn', 'near', fall*.9, .55)
     change('autumn', 'leaf', fall, .35)
     change('snow', 'grass', white, 1.)
@@ -336,6 +336,10 @@ def _grain(c, t, color, strength=.5):
     return color*(1 + strength*c.look.texture*t)[:, None] if c.look.texture else color
 
 # %% ../nbs/01b_painters.ipynb #exp-bumps
+def _octaves(c):
+    "How many octaves of fine texture a picture of this size can show."
+    return 1 + (c.size > 96) + (c.size > 192)
+
 def _bumps(table, x, n, seed, fat=.62, rough=.8):
     "A row of round tops: height above the base line in [0, 1.3], of `n` bumps per width. x (B|1,1,W)."
     u = x*n
@@ -614,7 +618,7 @@ def _meadow_color(c):
     t = field*1.8 + patch*.25*(1 - near*.6) + blade*calm*.75 + .16 - .22*g
     m = c.shade('grass', t, 1.4 + look.crisp*5, -.24, .26)
     if look.texture:
-        fine = _fbm(s.table, c.x*60, c.y*44, 1 + (c.size > 96))
+        fine = _fbm(s.table, c.x*60, c.y*44, _octaves(c))
         m = m*(1 + look.texture*(.8*fine*near + .3*patch))[:, None]
     m = _mix(m, c['flower'], (flower*(.5 + .5*look.crisp)*_ramp(field*9 + .3))[:, None])
     return _foggy(c, m, g)
@@ -824,8 +828,7 @@ def _foliage(c, name, t):
         rim = _tone(t, .95, 6)[:, None]
         m = _mix(m, _mix(c[name], c['sun'], .35), rim*.8)
     if not c.look.texture: return m
-    octaves = 2 if c.size > 96 else 1
-    return m*(1 + .55*c.look.texture*_fbm(c.s.table, c.x*58, c.y*52, octaves))[:, None]
+    return _grain(c, _fbm(c.s.table, c.x*58, c.y*52, _octaves(c)), m, .6)
 
 # %% ../nbs/01b_painters.ipynb #exp-conifer
 def _conifer(c, x, base, h, v): # each (n,1,1): foot of the trunk, height, a random number
@@ -992,7 +995,7 @@ def _draw_moss(c, h):
         m = c.shade('grass', t - .15, 1.4 + look.crisp*5, -.2, .34)
         fallen = _each(s.season == 2)*_tone(_value_noise(s.table, c.x*40, c.y*60), .6, 6)
         m = _mix(m, c['crown_mid'], (fallen*.8)[:, None])
-        return _foggy(c, _grain(c, _fbm(s.table, c.x*50, c.y*60, 2), m*.94, 1.), g)
+        return _foggy(c, _grain(c, _fbm(s.table, c.x*50, c.y*60, 1 + _octaves(c)), m*.94, 1.), g)
     below = _cover(line - c.y, c.size)
     c.paint(below, color, 'grass')
     c.paint(below*_each(s.season == 3), lambda: c.img, 'earth')
@@ -1092,7 +1095,7 @@ def _draw_bushes(c, k):
 # %% ../nbs/01b_painters.ipynb #exp-beams
 def _draw_beams(c):
     "Light that falls in stripes from the sun's side."
-    s, look = c.s, c.look
+    s = c.s
     slide = c.x + c.y*.55*_each(s.light) - .2*_each(s.light)
     stripes = _value_noise(s.table, slide*7 + 2, torch.full_like(c.x[:, :, :1], 8.5))
     strong = _each(_sunny(s)*.5 + (s.weather == 2)*.4)*_each(s.hour < 3)
@@ -1182,7 +1185,7 @@ def _draw_road(c, scale, aside, depth, here, half=.34):
     def color():
         n = _fbm(s.table, aside*5, depth*5, 2)
         m = c.shade2('road', n*1.1 + .45, 1 + look.crisp*2)
-        m = _grain(c, _fbm(s.table, c.x*61, c.y*57, 1 + (c.size > 96)), m, .3)
+        m = _grain(c, _fbm(s.table, c.x*61, c.y*57, _octaves(c)), m, .35)
         wet = _each(s.weather == 3)*_tone(_value_noise(s.table, aside*3, depth*1.5), .42, 4)
         m = _mix(m, c['sky_low'], (wet*.45)[:, None])
         return _foggy(c, m, _ramp(scale*.45))
@@ -1236,7 +1239,7 @@ def _draw_facades(c):
 
 # %% ../nbs/01b_painters.ipynb #exp-facade-colors
 def _facade_colors(c, put, scale, f, a, b, gabled, eave, top, up, lit, depth):
-    s, look = c.s, c.look
+    s = c.s
     across = .92*_WALL*scale*scale                                 # of a house's length, in picture widths
     kind = _frac(a*11)[:, None]
     pale = torch.where(kind < .4, c['wall'], torch.where(kind < .7, c['brick'], c['curb']))
@@ -1271,7 +1274,7 @@ def _facade_colors(c, put, scale, f, a, b, gabled, eave, top, up, lit, depth):
 # %% ../nbs/01b_painters.ipynb #exp-town
 def _draw_town(c, skyline):
     "Three rows of blocks above water or a park."
-    s, look = c.s, c.look
+    s = c.s
     top = _each(s.horizon).expand(-1, 1, c.x.shape[2])
     for k in range(3): top = torch.minimum(top, _draw_blocks(c, k))
     water = c.only(s.view[:, 1] < .55)
@@ -1366,6 +1369,8 @@ def _town_park(c):
     tops = h + .045 - .10*_bumps(s.table, c.x, 9, 27)
     c.paint(_cover(h - c.y, c.size), c['block_dark'] if look else None, 'building')
     c.paint(_cover(tops - c.y, c.size), lambda: _tree_row(c, tops), 'tree')
+    def row(x, y): return (y > h - .055 + .02*_wave(x*3)) & (y < h + .05)
+    _draw_leaves(c, 16., 21, row, .10, .04)
     curb = h + .07
     lawn = _cover(curb - c.y, c.size)
     c.paint(lawn, lambda: c.shade('grass', _value_noise(s.table, c.x*6, c.y*30) - .4, 5), 'grass')
@@ -1421,7 +1426,7 @@ def _draw_fields(c, skyline):
         k = kind[:, None]
         m = torch.where(k < .40, c.shade2('crop', t + .12, sharp), c.shade2('ripe', t + .14, sharp))
         m = torch.where(k > .66, c.shade2('soil', t + .05, sharp), m)
-        m = _grain(c, blade + n, m, .45)
+        if look.texture: m = _grain(c, blade*.5 + n + _fbm(s.table, c.x*58, c.y*62, _octaves(c)), m, .5)
         wet = (kind > .82) & _each(s.season < 2)
         mirror = _mix(c['sky_mid'], c['sky_low'], _ramp(1.2 - g*1.6)[:, None])
         mirror = torch.where((blade > .12)[:, None] & (stripe > .2)[:, None], c['crop'], mirror)
@@ -1434,7 +1439,7 @@ def _draw_fields(c, skyline):
 # %% ../nbs/01b_painters.ipynb #exp-railway
 def _draw_railway(c, skyline):
     "A track that runs to the vanishing point, with masts and a wire, through open land."
-    s, look = c.s, c.look
+    s = c.s
     _draw_forest(c)
     _draw_ground(c)
     _draw_track(c.rows(_TOP, 1))
@@ -1475,7 +1480,7 @@ def _draw_bridge(c, skyline):
     def stone():
         n = _value_noise(s.table, c.x*46, c.y*70) - .5
         below = _ramp((c.y - deck)*9)
-        t = .30 + n*.5 - below*.45
+        t = .32 + n*(.12 + .5*look.texture) - below*.45
         m = c.shade2('stone', t, 1 + look.crisp*4)
         red = c.shade2('steel', .35 - below*2, 1 + look.crisp*4)
         m = torch.where(_each(hang)[:, None], red, _grain(c, n, m, .4))
@@ -1535,7 +1540,7 @@ def _draw_petals(c):
     part = c.only((s.season == 0) & (s.weather != 3) & (s.place != PLACES.index('sea')))
     if not part: return
     for k, n in ((0, 17.), (1, 10.)):
-        specks = _specks(part.s, part.x + part.y*.3, part.y, n, k, part.size, .11, .35)
+        specks = _specks(part.s, part.x + part.y*.3, part.y, n, k, part.size, .085, .35)
         part.paint(specks*.85, _mix(part['bloom'], part['bloom_mid'], .3*k))
     c.put(part)
 

@@ -13,7 +13,7 @@ from scenimefy import world as W
 from scenimefy.core import UserError
 
 STYLES = [*P.STYLES, *P.OTHER_STYLES]
-_BYTES = ['4ed76c9f9ca7a731', 'ab530d5f8efaeeb9', 'ea0919bd8da8da5c', '25ccccdc4c1915fe']     # photo, anime, woodblock, labels: of seeds and a size that differ from the notebook's
+_BYTES = ['867e3dfb6a5c7e8e', 'b0abb7cb5f5e5212', '2986dfcdab773733', 'f4d8c32def97d11e']     # photo, anime, woodblock, labels: of seeds and a size that differ from the notebook's
 
 
 def digest(t): return hashlib.sha256(t.numpy().tobytes()).hexdigest()[:16]
@@ -172,14 +172,14 @@ def test_windows_are_lit_after_sunset():
 
 
 def test_mist_and_rain_change_the_picture():
-    "Mist takes contrast away where it is far, around the horizon; rain makes darker pictures."
+    "Mist takes contrast away where it is far, around the horizon; rain darkens the land."
     s = W.scenes(range(80)).but(hour=torch.zeros(80, dtype=torch.long))
     for style in STYLES:
         fair, misty, rainy = (P.render(s.but(weather=torch.full_like(s.weather, k), haze=haze), 64, style)
                               for k, haze in ((0, s.haze*0), (2, s.haze*0 + 1), (3, s.haze*0)))
         def contrast(t): return luma(t)[:, 24:36].flatten(1).std(1).mean()
         assert contrast(misty) < .8*contrast(fair), style
-        assert luma(rainy).mean() < luma(fair).mean() - .05, style
+        assert luma(rainy)[:, 44:].mean() < luma(fair)[:, 44:].mean() - .05, style
 
 
 def test_anime_is_flat_where_it_is_calm():
