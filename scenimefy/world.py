@@ -213,7 +213,8 @@ def _object_kinds(seed, p, word, u):
     n_tree = (_rand(seed, 'grove')*7*(.4 + p['trees'])).floor().clamp(max=6)
     n_house = n_house*village
     few = _is(word, 'street', 'bridge')                            # what else there is must show
-    n_tree = torch.where(word['season'] == 0, n_tree.clamp(min=2), n_tree)   # something must blossom
+    least = torch.tensor([2, 0, 1, 0])[word['season']]             # something must blossom, or turn red
+    n_tree = torch.maximum(n_tree, least)
     n_tree = torch.where(few, n_tree.clamp(max=3), n_tree*village)
     house = slot < n_house[:, None]
     conifer = u[..., 1] < (_rand(seed, 'conifers')*1.4 - .2)[:, None]

@@ -1,11 +1,19 @@
-"The procedural world: bytes, labels, placement and files, beyond what the lesson checks."
-import hashlib, math, os, subprocess, sys
-import pytest, torch
-from PIL import Image
-from scenimefy import world as W
-from scenimefy.core import UserError
+"The grammar of the drawn world: numbers, words, placement and captions, beyond what the lesson checks."
+import math
+from collections import Counter
 
-def digest(t): return hashlib.sha256(t.numpy().tobytes()).hexdigest()[:16]
+import pytest
+import torch
+
+from scenimefy import world as W
+
+WORDS = dict(place=W.PLACES, season=W.SEASONS, hour=W.HOURS, weather=W.WEATHERS)
+
+
+def among(s, *places):
+    "Which scenes lie at one of these places."
+    return torch.isin(s.place, torch.tensor([W.PLACES.index(name) for name in places]))
+
 
 def test_hash_against_plain_integers():
     def plain(x):
@@ -14,143 +22,153 @@ def test_hash_against_plain_integers():
     xs = [0, 1, 2, 12345, 2**31, 2**32 - 1]
     assert W._hash32(torch.tensor(xs)).tolist() == [plain(x) for x in xs]
 
+
 @pytest.mark.parametrize('seed', [-1, -2**62, 2**31, 2**32 + 5, 2**62])
 def test_any_integer_is_a_seed(seed):
-    image = W.render([seed], 32, 'anime')
-    assert image.isfinite().all() and not torch.equal(image, W.render([seed + 1], 32, 'anime'))
+    one, next_one = W.scenes([seed]), W.scenes([seed + 1])
+    assert one.table.isfinite().all() and not torch.equal(one.table, next_one.table)
 
-def test_bytes_are_stored():
-    ids = [1, 2, 3, W.HELD_OUT + 4]   # seeds and size differ from those in the notebook
-    found = [digest(W.to_uint8(W.render(ids, 48, style))) for style in W.STYLES]
-    found += [digest(W.labels(ids, 48).to(torch.uint8)), digest(W._rand(torch.tensor(ids), 'x', 5))]
-    assert found == ['d26156515906a339', 'cbb129a6fda1301b', '2608f55c8bbaece2', '06ecd505225e7daf']
 
-def test_bytes_do_not_depend_on_process_threads_or_vector_instructions():
-    code = ("import torch, hashlib; torch.set_num_threads(1); from scenimefy import world as W;"
-            "found = [W.to_uint8(W.render([2, 9], 40, s)).numpy().tobytes() for s in W.STYLES];"
-            "digests = [hashlib.sha256(b).hexdigest()[:16] for b in found];"
-            "print(torch.backends.cpu.get_cpu_capability(), *digests)")
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
-                         env={**os.environ, 'ATEN_CPU_CAPABILITY': 'default'}).stdout.split()
-    assert out == ['DEFAULT', *(digest(W.to_uint8(W.render([9, 2], 40, s).flip(0))) for s in W.STYLES)]
+def test_a_scene_does_not_know_its_batch():
+    ids = [5, 77, 12345, W.HELD_OUT + 3]
+    for mix in W.MIXES:
+        together = W.scenes(ids, mix)
+        for k, seed in enumerate(ids):
+            alone = W.scenes([seed], mix)
+            for name in vars(alone): assert torch.equal(getattr(alone, name)[0], getattr(together, name)[k])
 
-@pytest.mark.parametrize('size', [16, 33, 64])
-def test_a_scene_does_not_know_its_batch(size):
-    ids = list(range(100, 124))
-    def photo(i): return W.render(i, size, 'photo')
-    def anime(i): return W.render(i, size, 'anime')
-    def labels(i): return W.labels(i, size)
-    for draw in (photo, anime, labels):
-        batch = draw(ids)
-        for k in (0, 11, 23): assert torch.equal(draw([ids[k]])[0], batch[k])
 
-@pytest.mark.parametrize('style', ['photo', 'anime'])
-def test_two_sizes_show_one_scene(style):
-    small, large = W.render(range(24), 48, style), W.render(range(24), 192, style)
-    same = (torch.nn.functional.avg_pool2d(large, 4) - small).abs().mean()
-    other = (torch.nn.functional.avg_pool2d(large, 4) - small.roll(1, 0)).abs().mean()
-    assert same < .08 and same < .35*other
+def test_a_row_a_slice_and_a_mask_choose_scenes():
+    s = W.scenes(range(10))
+    assert s[3].seed.tolist() == [3] and s[2:5].seed.tolist() == [2, 3, 4]
+    assert s[s.seed > 7].seed.tolist() == [8, 9] and len(s[torch.tensor([1, 1])]) == 2
+    changed = s.but(hour=torch.full_like(s.hour, 4))
+    assert changed.hour.tolist() == [4]*10 and torch.equal(changed.table, s.table)
 
-@pytest.mark.parametrize('size', [1, 2, 3, 5, 8])
-def test_tiny_sizes(size):
-    for style in W.STYLES:
-        t = W.render(range(40), size, style)
-        assert t.shape == (40, 3, size, size) and t.min() >= -1 and t.max() <= 1
-    assert W.labels(range(40), size).shape == (40, size, size)
 
-def test_labels_follow_the_rules():
-    s = W.scenes(range(400))
-    lab, n = W.labels(s, 64), 64
-    y = ((torch.arange(n) + .5)/n).view(1, -1, 1).expand_as(lab)
-    horizon, checked = s.horizon.view(-1, 1, 1), 0
-    below = dict(water=True, grass=True, earth=True, sky=False, mountain=False)
-    for name, is_below in below.items():
-        here = lab == W.CLASSES.index(name)
-        assert here.any(), name
-        wrong = here & ((y < horizon - 1/n) if is_below else (y > horizon + 1/n))
-        assert not wrong.any(), name
-        checked += 1
-    assert checked == 5
-    kinds = s.objects[..., 0]
-    houses = (lab == W.CLASSES.index('house')).flatten(1).any(1)
-    assert not (houses & ~(kinds == W.HOUSE).any(1)).any()
-    water = (lab == W.CLASSES.index('water')).flatten(1).any(1)
-    assert not (water & (s.lake == 0) & (s.course[:, 0, 3] == 0)).any()
+@pytest.mark.parametrize('mix', W.MIXES)
+@pytest.mark.parametrize('name', WORDS)
+def test_every_word_occurs_in_its_share(name, mix):
+    found = getattr(W.scenes(range(6000), mix), name).bincount(minlength=len(WORDS[name])).double()/6000
+    share = W._SHARES[name][W.MIXES.index(mix)]
+    assert len(share) == len(WORDS[name]) and abs(sum(share) - 1) < 1e-9
+    assert (found - torch.tensor(share, dtype=torch.double)).abs().max() < .02
+
+
+def test_words_are_independent():
+    "Each hour comes with each weather about as often as their shares say."
+    s = W.scenes(range(20000))
+    both = torch.bincount(s.hour*4 + s.weather, minlength=20).view(5, 4).double()/len(s)
+    assert (both - both.sum(1, True)*both.sum(0, True)).abs().max() < .006
+
+
+def test_half_is_daylight_and_an_eighth_is_night():
+    s = W.scenes(range(6000))
+    day = W.is_daytime(s)
+    assert .47 < day.double().mean() < .53 and torch.equal(day[:5], W.is_daytime(range(5)))
+    assert .10 < (s.hour == W.HOURS.index('night')).double().mean() < .14
+
+
+def test_the_gap_between_the_two_collections():
+    photo, anime = (W.scenes(range(4000), mix) for mix in ('photo', 'anime'))
+    def share(s, name, word): return (getattr(s, name) == WORDS[name].index(word)).double().mean().item()
+    for name, word, least in (('weather', 'fair', 1.6), ('season', 'blossom', 1.7), ('place', 'street', 1.5)):
+        assert share(anime, name, word) > least*share(photo, name, word), word
+    for name, word in (('weather', 'overcast'), ('place', 'meadow'), ('season', 'snow')):
+        assert share(anime, name, word) < .8*share(photo, name, word), word
+    def mountains(s): return (s.ranges[:, 0] > 0).double().mean().item()
+    assert mountains(anime) < .85*mountains(photo)
+
+
+def test_no_sun_through_clouds_and_no_moon_at_dusk():
+    s = W.scenes(range(4000))
+    shows = s.sun[:, 2] > 0
+    assert shows.any() and not (shows & (s.weather > 0)).any()
+    assert not (shows & (s.hour == W.HOURS.index('dusk'))).any()
+    assert (shows & (s.hour == W.HOURS.index('night'))).any()
+    low = (s.hour > 0) & (s.hour < 4)
+    assert (s.sun[low, 1] > s.horizon[low] - .18).all() and (s.sun[:, 1] < s.horizon).all()
+
+
+def test_water_and_paths_lie_where_they_belong():
+    s = W.scenes(range(4000))
+    assert torch.equal(s.lake > 0, among(s, 'lake', 'bridge'))
+    meadow = among(s, 'meadow')
+    river, path = s.course[:, 0, 3] > 0, s.course[:, 1, 3] > 0
+    assert river.any() and path.any() and not (river & path).any()
+    assert not ((river | path) & ~meadow).any()
+    assert not ((s.ranges > 0).any(1) & among(s, 'sea', 'forest', 'town')).any()
+    assert not ((s.flowers > 0) & (s.season > 1)).any()                     # none in autumn and snow
+
 
 def test_trees_stand_on_dry_ground():
-    s = W.scenes(range(3000))
+    s = W.scenes(range(6000))
+    there, g = s.objects[..., 0] > 0, s.objects[..., 2]
     for k in range(2):
-        centre, half = W._course_at(s.course[:, k], s.objects[..., 2])
-        wet = (s.objects[..., 0] > 0) & (half > 0) & ((s.objects[..., 1] - centre).abs() < half)
+        center, half = W._course_at(s.course[:, k], g)
+        wet = there & (half > 0) & ((s.objects[..., 1] - center).abs() < half)
         assert not wet.any()
-    shore = s.lake[:, None]
-    assert not ((s.objects[..., 0] > 0) & (s.objects[..., 2] < shore)).any()
+    assert not (there & (g < s.lake[:, None]*1.05)).any()
+    on_track = (s.objects[..., 1] - W._lane_at(s.view, g)).abs() < .04 + .38*g
+    assert not (there & on_track & among(s, 'railway')[:, None]).any()
+    assert not (there & among(s, 'sea', 'forest', 'town')[:, None]).any()
 
-def test_pairs_agree_on_edges():
-    "Photo and anime of one seed have their outlines at the same places, those of two seeds have not."
-    def edges(t): return (t.mean(1)[..., 1:] - t.mean(1)[..., :-1]).abs().flatten(1)
-    def corr(a, b):
-        a, b = a - a.mean(1, True), b - b.mean(1, True)
-        return torch.nn.functional.cosine_similarity(a, b).mean()
-    p, a = edges(W.render(range(64), 64, 'photo')), edges(W.render(range(64), 64, 'anime'))
-    assert corr(p, a) > .5 > .25 > corr(p, a.roll(1, 0))
 
-def test_daylight_and_captions():
-    s = W.scenes(range(600))
-    day = W.is_daytime(s)
-    assert .8 < day.double().mean() < .95 and torch.equal(day[:5], W.is_daytime(range(5)))
+def test_nobody_stands_in_the_street():
+    s = W.scenes(range(6000))
+    s = s[among(s, 'street')]
+    there = s.objects[..., 0] > 0
+    assert there.any() and not (s.objects[..., 0] == W.HOUSE).any()
+    scale = s.objects[..., 2]*((1 - s.horizon)/W._EYE)[:, None]
+    away = (s.objects[..., 1] - s.view[:, :1]).abs()
+    assert (away > .45*scale)[there].all() and (away < .62*scale)[there].all()
+
+
+def test_spring_has_something_that_blossoms():
+    s = W.scenes(range(4000))
+    spring = (s.season == 0) & among(s, 'meadow', 'lake', 'fields', 'railway')
+    kinds = s.objects[spring, :, 0]
+    assert (kinds != W.CONIFER).all() and (kinds == W._ROUND).any(1).double().mean() > .8
+
+
+def test_captions_say_what_is_there():
+    s = W.scenes(range(3000))
     texts = W.captions(s)
-    assert len(set(texts)) > 100 and texts[7] == W.caption(7)
-    for text, time in zip(texts, s.time.tolist()): assert ('by day', 'at sunset', 'at dusk')[time] in text
-    assert all(('lake' in t) == bool(k) for t, k in zip(texts, s.lake > 0))
+    assert texts[7] == W.caption(7) and W.caption(s[7]) == texts[7]
+    for k, text in enumerate(texts):
+        words = text.split()
+        assert W.PLACES[s.place[k]] in words and W._WHEN[s.hour[k]] in text
+        assert ('mist' in words) == (s.weather[k] == 2)
+        wet = s.weather[k] == 3
+        assert ('snowfall' in words) == (wet and s.season[k] == 3)
+        assert ('rain' in words) == (wet and s.season[k] != 3)
+        assert ('snowy' in words) == (s.season[k] == 3)
+        if 'mountains' in words: assert s.ranges[k, 0] > 0
+        if 'houses' in words: assert (s.objects[k, :, 0] == W.HOUSE).any()
+        if 'river' in words: assert s.course[k, 0, 3] > 0
+        if s.hour[k] == 0 and s.weather[k] == 0 and s.ranges[k, 0] > 0: assert 'mountains' in words
 
-def test_domain_gap_and_disjoint_seeds(tmp_path):
-    def share(mix):
-        lab = W.labels(W.scenes(range(400), mix), 24)
-        return torch.bincount(lab.flatten(), minlength=7).double()
-    gap = share('anime')/share('photo')
-    assert gap[W.CLASSES.index('house')] > 1.3 and gap[W.CLASSES.index('mountain')] < .85
-    W.write_world(tmp_path, n_photos=3, n_anime=3, n_pairs=2, size=16, seed=2)
-    def read(p):
-        content = bytearray(Image.open(tmp_path/p).tobytes())
-        return torch.frombuffer(content, dtype=torch.uint8).view(16, 16, 3)
-    first = 2_000_000
-    for path, style, mix, seed in (
-            ('photos/000000.png', 'photo', 'photo', 0), ('anime/000002.png', 'anime', 'anime', 5),
-            ('pairs/trainA/000001.png', 'photo', 'any', 7), ('pairs/trainB/000001.png', 'anime', 'any', 7)):
-        assert torch.equal(read(path), W.to_uint8(W.render(W.scenes([first + seed], mix), 16, style))[0])
-    W.write_world(tmp_path, n_photos=3, n_anime=3, n_pairs=2, size=16, seed=2)     # the same again is welcome
-    (tmp_path/'anime'/'holiday.png').write_bytes(b'x')
-    with pytest.raises(UserError, match='other files'): W.write_world(tmp_path, 3, 3, 2, 16, 2)
 
-def test_batches_do_not_show_in_the_files(tmp_path):
-    "Five photos written two at a time are the five that are written at once, and all different."
-    for batch in (2, 32):
-        W.write_world(tmp_path/str(batch), n_photos=5, n_anime=3, n_pairs=3, size=16, batch=batch)
-    def read(batch):
-        files = sorted((tmp_path/batch).rglob('*.png'))
-        return {p.relative_to(tmp_path/batch): p.read_bytes() for p in files}
-    assert read('2') == read('32') and len(set(read('2').values())) == len(read('2')) == 5 + 3 + 2*3
+def test_scenes_share_their_captions():
+    texts = W.captions(range(2000))
+    count = Counter(texts)
+    assert 300 < len(count) < 600 and max(len(text.split()) for text in texts) <= 8
+    assert sum(n for n in count.values() if n > 1) > .9*2000
 
-def test_captions_count_houses():
-    s = W.scenes(range(400))
-    n = (s.objects[..., 0] == W.HOUSE).sum(1).tolist()
-    assert {0, 1, 2} == set(n)
-    for text, k in zip(W.captions(s), n):
-        assert ('a house' in text, 'houses' in text) == (k == 1, k == 2), text
+
+def test_classes_are_those_of_ade20k():
+    assert len(W.CLASSES) == len(set(W.CLASSES)) == len(W.ADE_IDS) == len(set(W.ADE_IDS)) == 13
+    known = dict(sky=2, mountain=16, water=21, tree=4, grass=9, earth=13, house=25, building=1, road=6,
+                 sea=26, sand=46, field=29, bridge=61)
+    assert dict(zip(W.CLASSES, W.ADE_IDS)) == known
+
 
 @pytest.mark.parametrize('call, text', [
-    (lambda: W.scenes([1], 'film'), 'any, photo, anime'), (lambda: W.scenes([1.5]), 'integers'),
-    (lambda: W.render([1], 64, 'oil'), 'photo, anime'), (lambda: W.render([1], 0), 'at least 1 pixel'),
-    (lambda: W.write_world('x', seed=-1), '0 to 9'), (lambda: W.write_world('x', n_photos=-1), 'asked for')])
-def test_errors_say_what_to_do(call, text, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises((ValueError, UserError), match=text): call()
-    assert not list(tmp_path.iterdir())
+    (lambda: W.scenes([1], 'film'), 'any, photo, anime'), (lambda: W.scenes([1.5]), 'integers')])
+def test_errors_say_what_to_do(call, text):
+    with pytest.raises(ValueError, match=text): call()
 
-def test_wave_and_noise_stay_in_range():
+
+def test_wave_is_nearly_a_sine():
     t = torch.linspace(-3, 3, 1201)
     assert (W._wave(t) - torch.sin(2*math.pi*t)).abs().max() < .06
-    table = W._rand(torch.arange(3), 'table', 32, 32)
-    n = W._value_noise(table, torch.rand(1, 20, 30)*90 - 40, torch.rand(1, 20, 30)*90 - 40)
-    assert n.min() >= 0 and n.max() <= 1 and n.shape == (3, 20, 30)
