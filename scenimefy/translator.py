@@ -14,12 +14,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .core import atomic_path, pick_device
-from .weights import WeightsError, bare, find_weights, is_state, misfit, read_weights
+from .weights import WeightsError, bare, file_kind, find_weights, is_state, misfit, read_weights
 
 # %% ../nbs/04_translator.ipynb #exp-pad
 def _without_autocast(device):
@@ -211,6 +212,7 @@ def _check_input(x, channels, min_side, who):
 # %% ../nbs/04_translator.ipynb #exp-generator
 class ResnetGenerator(nn.Module):
     "Translate images (B,in_ch,H,W) in [-1,1]; sides come out rounded up to multiples of 4."
+    keeps_tone = False   # True: its scenes are meant to get the photo's tone back, by `match_tone`
     def __init__(self, in_ch=3, out_ch=3,
                  ngf=64,      # channels after the first convolution; 2 and 4 times as many later
                  n_blocks=9): # residual blocks, modules 12 to 11 + n_blocks
@@ -371,7 +373,7 @@ def save_translator(net:ResnetGenerator, # what is written
     tensors = {k: v.detach().to(kind).cpu().clone(memory_format=torch.contiguous_format)
                for k, v in net.state_dict().items()}
     about = dict(format='scenimefy.translator', in_ch=net.in_ch, out_ch=net.out_ch, ngf=net.ngf,
-                 n_blocks=net.n_blocks, **metadata)
+                 n_blocks=net.n_blocks, keeps_tone=net.keeps_tone, **metadata)
     about = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
     with atomic_path(path) as tmp: save_file(tensors, tmp, about)
     return path
@@ -407,6 +409,12 @@ def _build(tensors):
     except RuntimeError as e: raise ValueError(' '.join(str(e).split()))
     return net
 
+# %% ../nbs/04_translator.ipynb #exp-keeps-tone
+def _keeps_tone(path) -> bool:
+    "Whether the header of a safetensors file says that the photo's tone is to come back."
+    if file_kind(path) != 'safetensors': return False
+    with safe_open(path, 'pt') as file: return (file.metadata() or {}).get('keeps_tone') == 'true'
+
 # %% ../nbs/04_translator.ipynb #exp-load
 def load_translator(weights,         # 'tiny' (weights/tiny.safetensors), 'shinkai', .safetensors or .pth file
                    device:str='cpu'  # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
@@ -416,4 +424,5 @@ def load_translator(weights,         # 'tiny' (weights/tiny.safetensors), 'shink
     try: net = _build(read_weights(path))
     except ValueError as e:
         raise WeightsError(f'{path}: these are not weights of our generator: {e}') from None
+    net.keeps_tone = _keeps_tone(path)
     return net.eval().to(pick_device(device))
