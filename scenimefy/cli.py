@@ -240,10 +240,13 @@ def stylize_command(
         help='Number format of the network [fp32]; bf16 is faster where the device has it.')] = None,
     max_pixels: Annotated[Optional[int], typer.Option(
         metavar='INT', min=1, show_default=False,
-        help='Refuse larger photos [89478485]; a panorama that you trust may need more.')] = None):
+        help='Refuse larger photos [89478485]; a panorama that you trust may need more.')] = None,
+    tone: Annotated[Optional[bool], typer.Option(
+        '--tone/--no-tone', show_default=False,
+        help='Give the scene the photo\'s broad light and colors [as the weights ask].')] = None):
     "Turn photos into anime scenes of the same size."
     from scenimefy.stylize import stylize_file, stylize_folder
-    how = dict(weights=weights, device=device, precision=precision, max_pixels=max_pixels)
+    how = dict(weights=weights, device=device, precision=precision, max_pixels=max_pixels, tone=tone)
     is_file = out.suffix.lower() in _FILES and not out.is_dir()
     if is_file: report = stylize_file(paths, out, **how)
     else: report = stylize_folder(paths, out, progress=sys.stderr.isatty(), **how)

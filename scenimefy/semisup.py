@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BRANCHES', 'TERMS', 'Term', 'over_taps', 'load_content', 'only', 'without_branch', 'SemisupSettings', 'term_weights',
            'Networks', 'make_optimizers', 'lr_factor', 'draw_ids', 'View', 'plain_step', 'FastView', 'fast_step',
-           'sample_sheet', 'Run', 'train']
+           'sample_sheet', 'measure_palette', 'Run', 'train']
 
 # %% ../nbs/09_semisup.ipynb #exp-imports
 import contextlib, dataclasses, functools
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .core import SettingsError, opt, seeded
@@ -23,8 +24,9 @@ from .losses import (color_blocks, content, copy_error, gamma, hard_negative_wei
                               lambda_sup, lsgan, patch_nce, src)
 from .priors import load_perceptual
 from .runs import RunSettings, TrainingRun, descend, frozen, run_training, update_ema
-from .translator import (TAPS, PatchCritic, PatchHeads, ResnetGenerator, init_weights, load_translator,
-                                  sample_ids, save_translator, tap_channels, tap_shapes)
+from .translator import (TAPS, PatchCritic, PatchHeads, ResnetGenerator, brightness, init_weights,
+                                  load_translator, match_tone, move_palette, sample_ids, save_translator,
+                                  tap_channels, tap_shapes)
 
 # %% ../nbs/09_semisup.ipynb #exp-terms
 class Term(NamedTuple):
@@ -45,7 +47,7 @@ def _src(v): return over_taps(src, *v.photo_rows)
 def _hdce(v): return _hard(v, *v.photo_rows)
 def _idt(v): return _hard(v, *v.anime_rows)
 def _copy(v): return copy_error(v.fake, v.x)
-def _content(v): return v.content_loss(v.fake, v.x)
+def _content(v): return v.content_loss(v.fake, v.goal)
 def _gan_sup(v): return lsgan(v.score('D_p', v.xp, v.fake_p), True)
 def _style(v): return over_taps(functools.partial(patch_nce, tau=v.cfg.tau), *v.pair_rows)
 def _l1(v): return (v.fake_p - v.yp).abs().mean()
@@ -174,6 +176,9 @@ class SemisupSettings(_Objective):
     gamma_start: float = opt(50., 'flatness of the hard-negative weights, before the first epoch',
                              'released code', lo=1e-3)
     gamma_end:   float = opt(10., 'the same, in the last epoch', 'released code', lo=1e-3)
+    tone:        str   = opt('own', "tone of a translation before any term sees it: the network's own, the photo's, "
+                             "or the photo's moved by the style's palette", 'ours',
+                             choices=('own', 'photo', 'style'))
     ema:         float = opt(0., 'decay of the averaged translator; 0: none', 'ours: steadies small models',
                              lo=0., hi=.99999)
     PRESETS = {'tiny': _TINY, 'colab': _COLAB, 'paper': {}}
@@ -199,6 +204,8 @@ def term_weights(cfg, epoch:int # 1…cfg.epochs
     return weights
 
 # %% ../nbs/09_semisup.ipynb #exp-nets
+_UNMOVED = 1., 0., 1.   # the palette that leaves a photo's tone as it is
+
 def _make(name:str, cfg) -> nn.Module:
     "A network of Stage 3 by its name."
     if name == 'G': return ResnetGenerator(3, 3, cfg.ngf, cfg.n_blocks)
@@ -221,6 +228,8 @@ class Networks(nn.Module):
                 torch.manual_seed(generator.initial_seed())
                 net = _make(name, cfg)
             setattr(self, name, init_weights(net, generator=generator) if cfg.init == 'xavier' else net)
+        # a buffer travels with checkpoints; (1, 0, 1) moves nothing, `Run` measures the style's
+        self.register_buffer('palette', None if cfg.tone == 'own' else torch.tensor(_UNMOVED))
 
     def present(self) -> dict: return dict(self.named_children())
 
@@ -251,11 +260,21 @@ class View:
         self.gamma = gamma(epoch, cfg.epochs, cfg.gamma_start, cfg.gamma_end)
 
     @cached_property
-    def fake(self): return self.nets.G(self.x)
+    def fake(self): return self.toned(self.nets.G(self.x), self.x)
     @cached_property
-    def same(self): return self.nets.G(self.y)                       # anime in, anime out
+    def same(self): return self.toned(self.nets.G(self.y), self.y, _UNMOVED)   # anime in, anime out
     @cached_property
-    def fake_p(self): return self.nets.G(self.xp)
+    def fake_p(self): return self.toned(self.nets.G(self.xp), self.xp)
+
+    @cached_property
+    def goal(self):
+        "The photo with the tone that its translation should have."
+        return self.x if self.nets.palette is None else move_palette(self.x, self.nets.palette)
+
+    def toned(self, image, source, palette=None):
+        "What the terms see of a translation."
+        if self.nets.palette is None: return image
+        return match_tone(image, source, self.nets.palette if palette is None else palette)
 
     def score(self, critic, *images):
         "What a critic says to images, or to pairs of them."
@@ -306,7 +325,9 @@ class FastView(View):
         # 4 saves memory: the losses see copies that are cut off from G, and collect their gradients there
         cut = [image.detach().float().requires_grad_() for image in self.made.split(self.n)]
         self.out, self.order = dict(zip(inputs, cut)), [*inputs]
-        self.fake, self.same, self.fake_p = (self.out.get(name) for name in ('x', 'y', 'xp'))
+        seen = {name: self.toned(image, inputs[name], _UNMOVED if name == 'y' else None)
+                for name, image in self.out.items()}
+        self.fake, self.same, self.fake_p = (seen.get(name) for name in ('x', 'y', 'xp'))
 
     def score(self, *args):
         with self.amp(): return super().score(*args).float()
@@ -321,7 +342,7 @@ class FastView(View):
     @cached_property
     def queries(self):
         "Photos and anime share one pass through the encoder and one through the head: {name: rows}."
-        made = {name: self.out[name] for name in ('x', 'y') if name in self.out}
+        made = {name: image for name, image in (('x', self.fake), ('y', self.same)) if image is not None}
         with self.amp(): taps = self.nets.G.encode(torch.cat([*made.values()]), TAPS)
         rows = [t.split(self.n) for t in self.nets.F(taps, self.ids['F'])]
         return {name: [r[i] for r in rows] for i, name in enumerate(made)}
@@ -372,14 +393,36 @@ def fast_step(nets, optims, batch, ids, cfg, epoch, content_loss=None, amp=conte
 
 # %% ../nbs/09_semisup.ipynb #exp-sheet
 @torch.no_grad()
+def _shown(G, x) -> torch.Tensor: # (B,3,H,W) → the same, one after another
+    "Translations as `stylize` would show them, with the palette of `G` if it has one."
+    made = torch.cat([G(one[None]).float() for one in x])
+    return made if G.palette is None else match_tone(made, x, G.palette)
+
+@torch.no_grad()
 def sample_sheet(G, x, xp, yp) -> torch.Tensor: # (3,2·H,…) in [-1,1]
     "A picture of progress: photos above their translations, then a pair's photo, translation and anime side."
     G.eval()
-    columns = [torch.stack([a, b]) for a, b in zip(x, torch.cat([G(i[None]).float() for i in x]))]
-    columns += [torch.stack([a, b]) for a, b in zip(xp, torch.cat([G(i[None]).float() for i in xp]))]
+    columns = [torch.stack([a, b]) for a, b in zip(x, _shown(G, x))]
+    columns += [torch.stack([a, b]) for a, b in zip(xp, _shown(G, xp))]
     columns += [torch.stack([torch.ones_like(a), a]) for a in yp]
     G.train()
     return torch.cat([torch.cat(list(c), 1) for c in columns], 2).cpu()
+
+# %% ../nbs/09_semisup.ipynb #exp-measure-palette
+def _moments(images) -> tuple: # (n,3,h,w) → mean and spread of brightness, mean square root of color
+    "What a palette can move, over all squares of all images."
+    squares = torch.cat([F.adaptive_avg_pool2d(image, 32) for image in images])
+    bright = brightness(squares)
+    color = squares - bright
+    return bright.mean().item(), bright.std().item(), color.square().sum(1).mean().sqrt().item()
+
+def measure_palette(unpaired:UnpairedSet, n:int=200) -> tuple: # a, b, c of `move_palette`
+    "How the anime set's brightness and color differ from the photos', on `n` of each: the style's palette."
+    pairs = [unpaired[k] for k in range(n)]
+    (mean, spread, color), (goal, goal_spread, goal_color) = (
+        _moments([pair[side][None] for pair in pairs]) for side in (0, 1))
+    a = goal_spread/max(spread, 1e-3)
+    return a, goal - a*mean, goal_color/max(color, 1e-3)
 
 # %% ../nbs/09_semisup.ipynb #exp-takeover
 def _take_over(G, start): # a name or file, as in `load_translator`
@@ -401,7 +444,9 @@ class Run(TrainingRun):
                      PairedSet(pairs, cfg.size, cfg.load_size, cfg.seed))
         self.epoch_steps = cfg.epoch_steps or max(1, len(self.sets[0])//(cfg.batch*self.world_size))
         self.n_steps = self.epoch_steps*cfg.epochs
-        self.nets = Networks(cfg).to(self.device, memory_format=self.layout)
+        self.nets = Networks(cfg)
+        if cfg.tone == 'style': self.nets.palette.copy_(torch.tensor(measure_palette(self.sets[0])))
+        self.nets = self.nets.to(self.device, memory_format=self.layout)
         if start: _take_over(self.nets.G, start)
         self.optims = make_optimizers(self.nets, cfg)
         if cfg.ema:
@@ -424,11 +469,17 @@ class Run(TrainingRun):
     def sheet(self) -> torch.Tensor:
         unpaired, paired = self.sets
         def first(s, k): return torch.stack([s[i][k] for i in range(3)]).to(self.device)
-        return sample_sheet(self.ema or self.nets.G, first(unpaired, 0), first(paired, 0), first(paired, 1))
+        return sample_sheet(self.finished(), first(unpaired, 0), first(paired, 0), first(paired, 1))
+
+    def finished(self) -> ResnetGenerator:
+        "The translator as it is written: the average if there is one, with the palette it was trained for."
+        net, palette = self.ema or self.nets.G, self.nets.palette
+        net.palette = None if palette is None else tuple(round(v, 4) for v in palette.tolist())
+        return net
 
     def export(self):
         about = dict(settings=self.cfg.to_json(), step=str(self.step))
-        if self.main: save_translator(self.ema or self.nets.G, self.folder/self.result, **about)
+        if self.main: save_translator(self.finished(), self.folder/self.result, **about)
 
 # %% ../nbs/09_semisup.ipynb #exp-train
 def train(cfg:SemisupSettings, # the settings

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from .core import (SettingsError, UserError, atomic_path, bf16_note, check_images, pick_device,
                             to_image, to_model)
 from .data import ImageError, as_rgb, find_images, read_image
-from .translator import ResnetGenerator, load_translator
+from .translator import ResnetGenerator, load_translator, match_tone
 from .weights import FULL, find_weights
 
 # %% ../nbs/10_stylize.ipynb #exp-pad
@@ -146,13 +146,18 @@ def stylize(image,               # path, PIL image, or uint8 array (H,W), (H,W,3
             weights='shinkai',   # 'tiny', 'shinkai', a weights file, or a `ResnetGenerator`
             device:str='auto',   # 'auto', 'cpu', 'cuda', 'mps'; 'auto' leaves a network where it is
             precision:str=None,  # 'fp32' or 'bf16'; None: as a network is, 'fp32' for a file
-            max_pixels:int=None  # of a file; larger ones are refused. Default: `data.MAX_PIXELS`
+            max_pixels:int=None, # of a file; larger ones are refused. Default: `data.MAX_PIXELS`
+            tone:bool=None       # give the scene the photo's broad light and colors; None: if the network has a palette
            ) -> Image.Image:     # RGB, or RGBA if the photo has transparency; the size of the photo
     "One photo as an anime scene."
     picture, alpha = _picture(image, max_pixels)
     net = _ready(weights, device, precision)
     _check_memory(picture.height, picture.width, net)
-    scene = to_image(translate(net, to_model(picture)))
+    x = to_model(picture)
+    scene = translate(net, x)
+    if net.palette if tone is None else tone:
+        scene = match_tone(scene, x.to(scene), net.palette or (1., 0., 1.)).clamp(-1, 1)
+    scene = to_image(scene)
     if alpha is not None: scene.putalpha(alpha)
     return scene
 
@@ -334,7 +339,7 @@ def _make_folder(out):
 def stylize_folder(paths,                # files and folders, or one of them
                    out,                  # folder; mirrors the tree of the photos
                    weights='shinkai', device:str='auto', precision:str=None,    # as in `stylize`
-                   max_pixels:int=None,  # as in `stylize`
+                   max_pixels:int=None, tone:bool=None,   # as in `stylize`
                    progress:bool=True    # show a bar
                   ) -> Report:           # what became of every photo
     "Stylize every photo under `paths` as PNG; a photo that fails is reported and the others go on."
@@ -350,7 +355,7 @@ def stylize_folder(paths,                # files and folders, or one of them
         try:
             if not target.parent.resolve().is_relative_to(out.resolve()):
                 raise UserError(f'{target} leads out of {out}')
-            save_picture(stylize(photo, net, max_pixels=max_pixels), target)
+            save_picture(stylize(photo, net, max_pixels=max_pixels, tone=tone), target)
             report.done.append(Done(photo, target))
         except Exception as e:
             if getattr(e, 'errno', 0) in FULL:
@@ -376,13 +381,13 @@ def _one_photo(paths, out):
 def stylize_file(paths,                # a list of one photo
                  out,                  # a file with one of the suffixes `_WRITTEN`
                  weights='shinkai', device:str='auto', precision:str=None,    # as in `stylize`
-                 max_pixels:int=None   # as in `stylize`
+                 max_pixels:int=None, tone:bool=None    # as in `stylize`
                 ) -> Report:
     "Stylize one photo into one file."
     start, out, report = time.perf_counter(), Path(out), Report()
     photo = _one_photo(paths, out)
     try:
-        save_picture(stylize(photo, weights, device, precision, max_pixels), out)
+        save_picture(stylize(photo, weights, device, precision, max_pixels, tone), out)
         report.done.append(Done(photo, out))
     except ImageError as e: report.failed.append(Failed(photo, e.reason))
     except OSError as e: raise UserError(f'cannot write {out}: {e.strerror or e}') from None

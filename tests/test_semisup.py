@@ -16,7 +16,7 @@ from scenimefy.losses import color_blocks
 from scenimefy.runs import CheckpointError, Diverged, checkpoints, read_history
 from scenimefy.weights import WeightsError
 from scenimefy.semisup import (Networks, SemisupSettings, draw_ids, fast_step, load_content, make_optimizers,
-                               plain_step, train, without_branch)
+                               only, plain_step, term_weights, train, without_branch)
 from scenimefy.translator import TAPS, ResnetGenerator
 
 TOY = SemisupSettings.preset('tiny').but(
@@ -343,6 +343,39 @@ def test_two_processes_equal_one_with_twice_the_batch(folders, tmp_path):
     a, b = (load_file(tmp_path/d/'translator.safetensors') for d in ('one', 'two'))
     for k in a:  # a bias before a norm has no true gradient, and Adam makes steps of the rounding
         if k.endswith('weight'): torch.testing.assert_close(a[k], b[k], rtol=1e-3, atol=2e-5)
+
+
+# ---- a beginning
+
+def test_copy_row_is_the_l1_of_a_toned_output():
+    from scenimefy.translator import match_tone
+    batch = [torch.rand(2, 3, 16, 16, generator=seeded('copy', i))*2 - 1 for i in range(4)]
+    cfg = TOY.but(**only(copy=2.))
+    nets = Networks(cfg)
+    fake = nets.G(batch[0]).detach()
+    want = torch.stack([(match_tone(f[None], x[None]) - x).abs().mean() for f, x in zip(fake, batch[0])]).mean()
+    losses = fast_step(nets, make_optimizers(nets, cfg), batch, draw_ids(cfg, 0), cfg, 1)
+    assert losses['copy'].item() == pytest.approx(want.item(), rel=1e-4)
+    assert losses['total'].item() == pytest.approx(2*want.item(), rel=1e-4) and set(nets.present()) == {'G'}
+
+
+def test_only_switches_the_rest_off():
+    cfg = SemisupSettings().but(content='color').but(**only(src=.5))
+    assert {name: w for name, w in term_weights(cfg, 1).items() if w} == {'src': .5}
+
+
+def test_a_training_begins_with_the_weights_it_is_given(folders, tmp_path):
+    from scenimefy.translator import ResnetGenerator, load_translator, save_translator
+    torch.manual_seed(8)
+    given = ResnetGenerator(ngf=TOY.ngf, n_blocks=TOY.n_blocks)
+    file = save_translator(given, tmp_path/'given.safetensors')
+    still = TOY.but(lr=1e-12, epochs=2, epoch_steps=1)
+    made = load_translator(train(still, *folders, tmp_path/'run', start=file))
+    for a, b in zip(made.state_dict().values(), given.state_dict().values()): assert (a - b).abs().max() < 1e-6
+    other = load_translator(train(still, *folders, tmp_path/'other'))
+    assert (other.model[1].weight - given.model[1].weight).abs().max() > .01
+    with pytest.raises(SettingsError, match='set both'):
+        train(still.but(ngf=TOY.ngf + 2), *folders, tmp_path/'no', start=file)
 
 
 # ---- what is refused

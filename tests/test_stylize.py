@@ -1,5 +1,5 @@
 "Stylizing: sizes, odd files, names, hostile weights. Small networks, no network access."
-import errno, io, os, pickle, random, struct, zipfile
+import copy, errno, io, os, pickle, random, struct, zipfile
 
 import numpy as np
 import pytest
@@ -459,3 +459,25 @@ def test_wrapped_weights_load(net, tmp_path, wrap):
     loaded = load_translator(tmp_path/'w.pth')
     x = torch.rand(1, 3, 16, 16)*2 - 1
     assert torch.equal(translate(loaded, x), translate(net, x))
+
+
+def test_tone_comes_back_if_asked_for_or_if_the_network_asks(net, tmp_path):
+    dark = photo(40, 60).point(lambda v: v//5)
+    def off(scene): return np.abs(np.asarray(scene, float) - np.asarray(dark, float)).mean((0, 1)).max()
+    plain, toned = stylize(dark, net, tone=False), stylize(dark, net, tone=True)
+    means = [np.asarray(p, float).mean((0, 1)) for p in (dark, plain, toned)]
+    assert np.abs(means[2] - means[0]).max() < 3 < 20 < np.abs(means[1] - means[0]).max()
+    assert off(toned) < off(plain)
+    assert (np.asarray(stylize(dark, net)) == np.asarray(plain)).all()
+    wishful = copy.deepcopy(net)
+    wishful.keeps_tone = True
+    assert (np.asarray(stylize(dark, wishful)) == np.asarray(toned)).all()
+    assert (np.asarray(stylize(dark, wishful, tone=False)) == np.asarray(plain)).all()
+    file = save_translator(wishful, tmp_path/'wishful.safetensors')
+    dark.save(tmp_path/'dark.png')
+    S.stylize_folder(tmp_path/'dark.png', tmp_path/'out', file, progress=False)
+    with Image.open(tmp_path/'out/dark.png') as im:
+        assert np.abs(np.asarray(im, int) - np.asarray(toned, int)).max() <= 1
+    S.stylize_file([tmp_path/'dark.png'], tmp_path/'own.png', file, tone=False)
+    with Image.open(tmp_path/'own.png') as im:
+        assert np.abs(np.asarray(im, int) - np.asarray(plain, int)).max() <= 1

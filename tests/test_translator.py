@@ -320,3 +320,56 @@ def test_init_weights():
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters()))
     conv = init_weights(nn.Conv2d(64, 32, 3), gain=1., generator=torch.Generator().manual_seed(0))
     assert abs(conv.weight.std().item()/(2/(96*9))**.5 - 1) < .03
+
+
+# ---- the tone
+
+def scenes_and_photo(*size):
+    "A photo, and a scene that is an affine map of its colors."
+    g = torch.Generator().manual_seed(3)
+    photo = torch.rand(2, 3, *size, generator=g)*1.4 - .7
+    matrix = torch.tensor([[.5, .2, 0], [-.1, .6, .1], [.1, 0, .4]])
+    return torch.einsum('ij,bjhw->bihw', matrix, photo) - .2, photo
+
+
+@pytest.mark.parametrize('size', [(32, 32), (64, 96), (50, 33), (5, 7)])
+def test_matching_undoes_an_affine_map_of_colors(size):
+    scene, photo = scenes_and_photo(*size)
+    assert (scene - photo).abs().mean() > .2
+    assert (scenimefy.translator.match_tone(scene, photo) - photo).abs().mean() < .01
+
+
+def test_matching_is_least_squares_and_each_image_has_its_own_map():
+    "Against a plain solution of the same problem, one image after another, in float64."
+    from scenimefy.translator import match_tone
+    g = torch.Generator().manual_seed(4)
+    scene, photo = (torch.rand(2, 3, 64, 64, generator=g, dtype=torch.float64) for _ in range(2))
+    scene[1] *= 3
+    for s, p, got in zip(scene, photo, match_tone(scene, photo, ridge=0.)):
+        columns = [F.avg_pool2d(t[None], 2)[0].flatten(1).T for t in (s, p)]
+        ones = torch.ones(1024, 1, dtype=torch.float64)
+        best = torch.linalg.lstsq(torch.cat([columns[0], ones], 1), columns[1]).solution
+        want = s.flatten(1).T @ best[:3] + best[3]
+        torch.testing.assert_close(got.flatten(1).T, want, rtol=1e-3, atol=1e-3)
+
+
+def test_matching_moves_no_edge_and_bears_blank_pictures():
+    from scenimefy.translator import match_tone
+    scene = torch.zeros(1, 3, 32, 32)
+    scene[..., 16:] = .5
+    photo = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    out = match_tone(scene, photo)
+    assert (out[..., :16] - out[..., :1]).abs().max() < 1e-6 and (out[..., 16:] - out[..., -1:]).abs().max() < 1e-6
+    blank = match_tone(torch.full((1, 3, 8, 8), .3), photo)
+    torch.testing.assert_close(blank.mean((2, 3)), photo.mean((2, 3)), rtol=0, atol=1e-4)
+    assert blank.isfinite().all() and match_tone(scene, torch.zeros_like(scene)).abs().max() < .01
+
+
+def test_a_file_remembers_whether_its_network_keeps_the_tone(tmp_path):
+    from scenimefy.translator import load_translator
+    net = ResnetGenerator(ngf=2, n_blocks=1)
+    for wish in (False, True):
+        net.keeps_tone = wish
+        assert load_translator(save_translator(net, tmp_path/f'{wish}.safetensors')).keeps_tone is wish
+    torch.save(net.state_dict(), tmp_path/'net.pth')
+    assert load_translator(tmp_path/'net.pth').keeps_tone is False
