@@ -623,15 +623,18 @@ def _meadow_color(c):
     m = _mix(m, c['flower'], (flower*(.5 + .5*look.crisp)*_ramp(field*9 + .3))[:, None])
     return _foggy(c, m, g)
 
+# %% ../nbs/01b_painters.ipynb #exp-snow
+def _snow_is_earth(c, alpha):
+    "Under snow the ground is earth to the label map, since ADE20K has no snow."
+    if not c.look: c.paint(alpha*_each(c.s.season == 3), None, 'earth')
+
 # %% ../nbs/01b_painters.ipynb #exp-land
 def _draw_ground(c):
-    "Grass from the horizon to us; in winter it is snow, which ADE20K counts as earth."
+    "Grass from the horizon to us; in winter it is snow."
     c = c.rows(_TOP, 1)
-    s = c.s
-    below = c.y - _each(s.horizon)
-    alpha = _cover(-below, c.size)
+    alpha = _cover(_each(c.s.horizon) - c.y, c.size)
     c.paint(alpha, lambda: _meadow_color(c), 'grass')
-    c.paint(alpha*_each(s.season == 3), lambda: c.img, 'earth')
+    _snow_is_earth(c, alpha)
 
 # %% ../nbs/01b_painters.ipynb #exp-draw-meadow
 def _draw_meadow(c, skyline):
@@ -999,7 +1002,7 @@ def _draw_moss(c, h):
         return _foggy(c, _grain(c, _fbm(s.table, c.x*50, c.y*60, 1 + _octaves(c)), m*.94, 1.), g)
     below = _cover(line - c.y, c.size)
     c.paint(below, color, 'grass')
-    c.paint(below*_each(s.season == 3), lambda: c.img, 'earth')
+    _snow_is_earth(c, below)
     x = _each(s.view[:, 0]) + .12*_wave(_each(s.view[:, 1]) + .5*g)*(.3 + g)
     half = (.02 + .26*g)*_each(s.view[:, 2] < .6)
     d = (c.x - x).abs() - half*(1.1 - .2*_value_noise(s.table, u*3, z*4))
@@ -1375,7 +1378,7 @@ def _town_park(c):
     curb = h + .07
     lawn = _cover(curb - c.y, c.size)
     c.paint(lawn, lambda: c.shade('grass', _value_noise(s.table, c.x*6, c.y*30) - .4, 5), 'grass')
-    c.paint(lawn*_each(s.season == 3), lambda: c.img, 'earth')
+    _snow_is_earth(c, lawn)
     def road():
         n = _fbm(s.table, c.x*5, c.y*20, 2)
         wet = _each(s.weather == 3)*_tone(_value_noise(s.table, c.x*3, c.y*9), .42, 4)
