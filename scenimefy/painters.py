@@ -623,15 +623,18 @@ def _meadow_color(c):
     m = _mix(m, c['flower'], (flower*(.5 + .5*look.crisp)*_ramp(field*9 + .3))[:, None])
     return _foggy(c, m, g)
 
+# %% ../nbs/01b_painters.ipynb #exp-snow
+def _snow_is_earth(c, alpha):
+    "Under snow the ground is earth to the label map, since ADE20K has no snow."
+    if not c.look: c.paint(alpha*_each(c.s.season == 3), None, 'earth')
+
 # %% ../nbs/01b_painters.ipynb #exp-land
 def _draw_ground(c):
-    "Grass from the horizon to us; in winter it is snow, which ADE20K counts as earth."
+    "Grass from the horizon to us; in winter it is snow."
     c = c.rows(_TOP, 1)
-    s = c.s
-    below = c.y - _each(s.horizon)
-    alpha = _cover(-below, c.size)
+    alpha = _cover(_each(c.s.horizon) - c.y, c.size)
     c.paint(alpha, lambda: _meadow_color(c), 'grass')
-    c.paint(alpha*_each(s.season == 3), lambda: c.img, 'earth')
+    _snow_is_earth(c, alpha)
 
 # %% ../nbs/01b_painters.ipynb #exp-draw-meadow
 def _draw_meadow(c, skyline):
@@ -775,7 +778,8 @@ def _draw_headland(c):
 
 # %% ../nbs/01b_painters.ipynb #exp-rocks
 def _draw_rocks(c):
-    "Up to three rocks in the shallow water."
+    "Up to three rocks in the shallow water; so small that they take the class behind them."
+    if not c.look: return
     s, look = c.s, c.look
     u = _rand(s.seed, 'rocks', 3, 4)
     for k in range(3):
@@ -791,8 +795,8 @@ def _draw_rocks(c):
             t = p*_each(s.light)*.5 + q*.45 + facet*1.1 - .2
             return _grain(c, facet, c.shade2('stone', t, 1 + look.crisp*5), .4)
         splash = torch.maximum(q.abs()*size - .008, (p.abs() - 1.15)*size)
-        if look: c.paint(_cover(splash, c.size)*there*.7, c['foam'])
-        c.paint(_cover(d, c.size)*there, color, 'mountain')
+        c.paint(_cover(splash, c.size)*there*.7, c['foam'])
+        c.paint(_cover(d, c.size)*there, color)
 
 # %% ../nbs/01b_painters.ipynb #exp-details
 def _outline(c, d, strength=.7):
@@ -998,7 +1002,7 @@ def _draw_moss(c, h):
         return _foggy(c, _grain(c, _fbm(s.table, c.x*50, c.y*60, 1 + _octaves(c)), m*.94, 1.), g)
     below = _cover(line - c.y, c.size)
     c.paint(below, color, 'grass')
-    c.paint(below*_each(s.season == 3), lambda: c.img, 'earth')
+    _snow_is_earth(c, below)
     x = _each(s.view[:, 0]) + .12*_wave(_each(s.view[:, 1]) + .5*g)*(.3 + g)
     half = (.02 + .26*g)*_each(s.view[:, 2] < .6)
     d = (c.x - x).abs() - half*(1.1 - .2*_value_noise(s.table, u*3, z*4))
@@ -1290,13 +1294,13 @@ def _draw_town(c, skyline):
 def _draw_blocks(c, k):
     "Row `k` of blocks, far to near; returns their tops for every column."
     s, look = c.s, c.look
-    n, low, more = ((11, .14, .30), (7, .10, .30), (4.2, .06, .26))[k]
+    n, low, more = ((9, .15, .30), (6.4, .11, .30), (4.2, .07, .26))[k]
     u = c.x*n + _each(s.view[:, 2])*5 + 3*k
     i = u.floor()
     row = torch.full_like(i, 3. + 7*k)
     a, b, v = (_cell(s.table, i, row + j) for j in (0, 2, 4))
     f = u - i - .5
-    wide = .34 + .17*b
+    wide = .38 + .14*b
     tall = low + more*a*a + torch.where((f.abs() < wide*.55) & (v > .6), .035, 0.)   # some carry a box
     middle = 1 - .35*(c.x - _each(s.view[:, 0])).abs()*2
     top = _each(s.horizon) - tall*middle.clamp(min=.3)
@@ -1374,7 +1378,7 @@ def _town_park(c):
     curb = h + .07
     lawn = _cover(curb - c.y, c.size)
     c.paint(lawn, lambda: c.shade('grass', _value_noise(s.table, c.x*6, c.y*30) - .4, 5), 'grass')
-    c.paint(lawn*_each(s.season == 3), lambda: c.img, 'earth')
+    _snow_is_earth(c, lawn)
     def road():
         n = _fbm(s.table, c.x*5, c.y*20, 2)
         wet = _each(s.weather == 3)*_tone(_value_noise(s.table, c.x*3, c.y*9), .42, 4)
@@ -1407,6 +1411,9 @@ def _draw_fields(c, skyline):
     _draw_forest(c)
     _draw_ground(c)
     c = c.rows(_TOP, 1)
+    if not look:
+        c.paint(_cover(_each(s.horizon) - c.y, c.size), None, 'field')      # with the strips between them
+        return
     g = _ramp((c.y - _each(s.horizon))*(1/(1 - _each(s.horizon)))).clamp(min=1e-3)
     aside, depth = (c.x - _each(s.view[:, 0]))*(1/g), 1/g
     p, q = aside*.55 + _each(s.view[:, 1])*7, (depth + .1).clamp(min=1.)
@@ -1433,8 +1440,8 @@ def _draw_fields(c, skyline):
         m = torch.where(wet[:, None], mirror, m)
         return _foggy(c, m, g)
     here = _cover(-inner, c.size)*(c.y > _each(s.horizon))
-    if look: c.paint(_cover(-inner - .006*g, c.size)*(c.y > _each(s.horizon))*.5, c['grass_dark'])
-    c.paint(here, color, 'field')
+    c.paint(_cover(-inner - .006*g, c.size)*(c.y > _each(s.horizon))*.5, c['grass_dark'])
+    c.paint(here, color)
 
 # %% ../nbs/01b_painters.ipynb #exp-railway
 def _draw_railway(c, skyline):
@@ -1513,14 +1520,15 @@ def _bridge_parts(c, y):
     hole = (1 - r2.sqrt())*torch.minimum(half, rise)
     wall = torch.maximum(deck - .014 - y, y - water)
     arch = torch.maximum(wall, hole)
-    slab = torch.maximum(deck - y, y - deck - .034)
+    slab = torch.maximum(deck - y, y - deck - .042)
     tower_x = x.abs() - .27
-    tower = torch.maximum(torch.maximum(tower_x.abs() - .018, h - .24 - y), y - water)
+    tower = torch.maximum(torch.maximum(tower_x.abs() - .022, h - .24 - y), y - water)
     t = torch.where(x.abs() < .27, x*(1/.27), (x.abs() - .27)*(1/.23) - 1)
     cable_y = torch.where(x.abs() < .27, deck - .014 - .195*t*t, h - .235 + .21*(t + 1))
     cable = (y - cable_y).abs() - .006
+    solid = torch.minimum(slab, tower)                          # cables take the class behind them
     hanger = torch.maximum(((_frac(x*18) - .5).abs()*(1/18) - .0022), torch.maximum(cable_y - y, y - deck))
-    hanging = torch.minimum(torch.minimum(slab, tower), torch.minimum(cable, hanger))
+    hanging = torch.minimum(solid, torch.minimum(cable, hanger)) if c.look else solid
     d = torch.where(hang, hanging, arch)
     return deck, d, water
 

@@ -143,7 +143,7 @@ def _land_rules(seed, p, word, u):
     high = (u[:, 7] < p['mountain']*torch.where(_is(word, 'street'), .6, 1.)).float()*open_land
     ranges = torch.stack([high*(.18 + .20*m[:, 0, 0]),
                           high*(.10 + .10*m[:, 1, 0])*(m[:, 1, 1] < .8),
-                          (.03 + .08*m[:, 2, 0])*(m[:, 2, 1] < .7)*open_land], 1)
+                          (.05 + .07*m[:, 2, 0])*(m[:, 2, 1] < .7)*open_land], 1)
     peaks = _rand(seed, 'peaks', 3, 4, 2)
     x = torch.tensor([-.2, .14, .48, .82]) + .3*peaks[..., 0]
     lake = torch.where(_is(word, 'lake'), .34 + .3*u[:, 11], 0.)
@@ -157,7 +157,7 @@ def _land_rules(seed, p, word, u):
     bloom = (u[:, 23] < .5) & (word['season'] < 2)
     return dict(ranges=ranges, peaks=torch.stack([x, peaks[..., 1]], 3), lake=lake, course=course,
                 snow=torch.where((u[:, 8] < .5) | (word['season'] == 3), .06 + .12*u[:, 9], 0.),
-                forest=torch.where(wooded & open_land, .016 + .03*u[:, 15], 0.),
+                forest=torch.where(wooded & open_land, .022 + .03*u[:, 15], 0.),
                 flowers=torch.where(bloom, 1., 0.))
 
 # %% ../nbs/01_world.ipynb #exp-place
