@@ -613,8 +613,8 @@ def _meadow_color(c):
     patch = _value_noise(s.table, u*4, z*4) - .5
     blade, flower = _grass_blades(s, c.x, g, c.size)
     near = _ramp(g*1.8 - .15)
-    tufts = _tone(field + patch*.35, -.02, 5)
-    calm = _mix(near*(.25 + .75*tufts), near, look.texture)
+    tufts = _tone(field + patch*.35, .03, 6)
+    calm = _mix(near*(.06 + .94*tufts), near, look.texture)
     t = field*1.8 + patch*.25*(1 - near*.6) + blade*calm*.75 + .16 - .22*g
     m = c.shade('grass', t, 1.4 + look.crisp*5, -.24, .26)
     if look.texture:

@@ -14,7 +14,7 @@ from scenimefy.core import UserError
 
 STYLES = [*P.STYLES, *P.OTHER_STYLES]
 # photo, anime, woodblock, labels; seeds and size differ from those in the notebook
-_BYTES = ['70bc45910ece4126', '1cb5cd49132d5caa', 'dbabf28319e9af1b', 'bca2d6d00d70cafd']
+_BYTES = ['70bc45910ece4126', '8f794bc94b1f861c', '19bedbb57df1e47f', 'bca2d6d00d70cafd']
 
 
 def digest(t): return hashlib.sha256(t.numpy().tobytes()).hexdigest()[:16]
@@ -170,6 +170,10 @@ def test_windows_are_lit_after_sunset():
     def warm(s): return ((t := P.render(s, 64, 'anime'))[:, 0] - t[:, 2]).flatten(1).amax(1).mean().item()
     town = dict(weather=0, season=1)
     assert warm(at('town', hour=4, **town)) > .6 > warm(at('town', hour=0, **town)) + .1
+    s = W.scenes(range(30))
+    pane, lamp, window = (P._palette(s, 'anime')[:, P._AT[name]] for name in ('pane', 'lamp', 'window'))
+    late = s.hour >= 3
+    assert torch.equal(pane[late], lamp[late]) and torch.equal(pane[~late], window[~late])
 
 
 def test_mist_and_rain_change_the_picture():
@@ -192,6 +196,29 @@ def test_anime_is_flat_where_it_is_calm():
         steps = (t[..., 1:] - t[..., :-1]).abs().mean(1).flatten(1)
         return steps.median(1).values.mean().item()
     assert calm('anime') < .34*calm('photo')
+
+
+def test_photos_have_a_depth_that_is_sharp():
+    "A lens that focuses far away softens what is near, and the other way around; between them all is sharp."
+    s = at('meadow', hour=0, weather=0)
+    def restless(focus, rows):
+        camera = s.camera.clone()
+        camera[:, 3] = focus
+        t = P.render(s.but(camera=camera), 64, 'photo')[:, :, rows]
+        return (t[..., 1:] - t[..., :-1]).abs().mean().item()
+    far, near = slice(0, 36), slice(52, 64)
+    assert restless(.1, near) < .9*restless(.5, near) and restless(.1, far) > .99*restless(.5, far)
+    assert restless(.9, far) < .9*restless(.5, far) and restless(.9, near) > .99*restless(.5, near)
+
+
+def test_anime_grass_stands_in_tufts():
+    "On a meadow near us the photo has blades nearly everywhere, anime leaves large patches without any."
+    s = at('meadow', hour=0, weather=0, season=1)
+    s = s.but(objects=s.objects*0, course=s.course*0, flowers=s.flowers*0)
+    def bare(style):
+        t = P.render(s, 128, style)[:, :, 100:]
+        return ((t[..., 1:] - t[..., :-1]).abs().amax(1) < .01).double().mean().item()
+    assert bare('anime') > .65 and bare('photo') < .2
 
 
 def test_greens_differ_from_scene_to_scene():
