@@ -353,10 +353,69 @@ def test_copy_row_is_the_l1_of_a_toned_output():
     cfg = TOY.but(**only(copy=2.))
     nets = Networks(cfg)
     fake = nets.G(batch[0]).detach()
-    want = torch.stack([(match_tone(f[None], x[None]) - x).abs().mean() for f, x in zip(fake, batch[0])]).mean()
+    toned = torch.cat([match_tone(f[None], x[None]) for f, x in zip(fake, batch[0])])
+    want = (toned - batch[0]).abs().mean() + .1*(fake - batch[0]).abs().mean()
     losses = fast_step(nets, make_optimizers(nets, cfg), batch, draw_ids(cfg, 0), cfg, 1)
     assert losses['copy'].item() == pytest.approx(want.item(), rel=1e-4)
     assert losses['total'].item() == pytest.approx(2*want.item(), rel=1e-4) and set(nets.present()) == {'G'}
+
+
+@pytest.mark.parametrize('tone', ['own', 'photo', 'style'])
+def test_terms_see_the_tone_that_was_asked_for(tone):
+    "Both readings of the step, against the images that the terms should have seen."
+    from scenimefy.translator import match_tone, move_palette
+    palette = dict(own=None, photo=(1., 0., 1.), style=(.5, .25, 1.5))[tone]
+    cfg = TOY.but(tone=tone, content='color')
+    batch = [torch.rand(2, 3, 16, 16, generator=seeded('tone', i))*2 - 1 for i in range(4)]
+    logs = []
+    for step in (plain_step, fast_step):
+        nets = Networks(cfg)
+        if tone == 'style': nets.palette.copy_(torch.tensor(palette))
+        with torch.no_grad():
+            fake, goal = nets.G(batch[0]), batch[0]
+            if palette: fake, goal = match_tone(fake, goal, palette), move_palette(goal, palette)
+            real_or_not = [nets.D(fake), nets.D(batch[1])]
+        logs.append(step(nets, make_optimizers(nets, cfg), batch, draw_ids(cfg, 0), cfg, 1, color_blocks))
+        assert logs[-1]['content'].item() == pytest.approx(color_blocks(fake, goal).item(), rel=1e-4)
+        fooled = .5*(real_or_not[0]**2).mean() + .5*((real_or_not[1] - 1)**2).mean()
+        assert logs[-1]['D'].item() == pytest.approx(fooled.item(), rel=1e-4)
+    for name, value in logs[0].items(): assert logs[1][name].item() == pytest.approx(value.item(), rel=1e-4), name
+
+
+def test_anime_keeps_its_own_tone_in_the_identity_branch():
+    cfg = TOY.but(tone='style')
+    nets = Networks(cfg)
+    nets.palette.copy_(torch.tensor([.5, .25, 1.5]))
+    batch = [torch.rand(2, 3, 16, 16, generator=seeded('same', i))*2 - 1 for i in range(4)]
+    from scenimefy.semisup import View
+    v = View(nets, batch, draw_ids(cfg, 0), cfg, 1)
+    assert (v.same.mean((2, 3)) - batch[1].mean((2, 3))).abs().max() < 1e-5
+    assert (v.fake.mean((2, 3)) - batch[0].mean((2, 3))).abs().max() > .05
+
+
+def test_the_palette_of_a_style_is_measured_and_travels_with_run_and_file(tmp_path):
+    from scenimefy.core import to_image
+    from scenimefy.translator import load_translator, move_palette
+    for k in range(6):
+        g = seeded('palette', k)
+        plain = torch.rand(1, 3, 4, 4, generator=g)*.8 - .4
+        plain = torch.nn.functional.interpolate(plain, (24, 24))[0]
+        for name, x in (('photos', plain), ('anime', move_palette(plain[None], (.5, .25, 2.))[0])):
+            (tmp_path/name).mkdir(exist_ok=True)
+            to_image(x).save(tmp_path/name/f'{k}.png')
+        for side in 'AB':
+            (tmp_path/f'pairs/train{side}').mkdir(exist_ok=True, parents=True)
+            to_image(plain).save(tmp_path/f'pairs/train{side}/{k}.png')
+    cfg = TOY.but(tone='style', size=24, load_size=24, epochs=2, epoch_steps=2, save_every=2)
+    sets = [tmp_path/name for name in ('photos', 'anime', 'pairs')]
+    found = load_translator(train(cfg, *sets, tmp_path/'run')).palette
+    assert found == pytest.approx((.5, .25, 2.), abs=.12)   # 200 draws of six pictures
+    newest = max((tmp_path/'run/checkpoints').iterdir())
+    newest.unlink()
+    assert load_translator(train(cfg, *sets, tmp_path/'run', resume=True)).palette == found
+    photo = load_translator(train(cfg.but(tone='photo'), *sets, tmp_path/'photo'))
+    own = load_translator(train(cfg.but(tone='own'), *sets, tmp_path/'own'))
+    assert photo.palette == (1., 0., 1.) and own.palette is None
 
 
 def test_only_switches_the_rest_off():

@@ -470,9 +470,12 @@ def test_tone_comes_back_if_asked_for_or_if_the_network_asks(net, tmp_path):
     assert off(toned) < off(plain)
     assert (np.asarray(stylize(dark, net)) == np.asarray(plain)).all()
     wishful = copy.deepcopy(net)
-    wishful.keeps_tone = True
+    wishful.palette = (1., 0., 1.)
     assert (np.asarray(stylize(dark, wishful)) == np.asarray(toned)).all()
     assert (np.asarray(stylize(dark, wishful, tone=False)) == np.asarray(plain)).all()
+    lighter = copy.deepcopy(net)
+    lighter.palette = (1., .5, 1.)
+    assert np.asarray(stylize(dark, lighter), float).mean() > np.asarray(toned, float).mean() + 40
     file = save_translator(wishful, tmp_path/'wishful.safetensors')
     dark.save(tmp_path/'dark.png')
     S.stylize_folder(tmp_path/'dark.png', tmp_path/'out', file, progress=False)
