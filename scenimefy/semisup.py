@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BRANCHES', 'TERMS', 'Term', 'over_taps', 'load_content', 'only', 'without_branch', 'SemisupSettings', 'term_weights',
            'Networks', 'make_optimizers', 'lr_factor', 'draw_ids', 'View', 'plain_step', 'FastView', 'fast_step',
-           'sample_sheet', 'measure_palette', 'Run', 'train']
+           'sample_sheet', 'measure_exposure', 'Run', 'train']
 
 # %% ../nbs/09_semisup.ipynb #exp-imports
 import contextlib, dataclasses, functools
@@ -25,7 +25,7 @@ from .losses import (color_blocks, content, copy_error, gamma, hard_negative_wei
 from .priors import load_perceptual
 from .runs import RunSettings, TrainingRun, descend, frozen, run_training, update_ema
 from .translator import (TAPS, PatchCritic, PatchHeads, ResnetGenerator, brightness, init_weights,
-                                  load_translator, match_tone, move_palette, sample_ids, save_translator,
+                                  load_translator, match_tone, expose, sample_ids, save_translator,
                                   tap_channels, tap_shapes)
 
 # %% ../nbs/09_semisup.ipynb #exp-terms
@@ -177,7 +177,7 @@ class SemisupSettings(_Objective):
                              'released code', lo=1e-3)
     gamma_end:   float = opt(10., 'the same, in the last epoch', 'released code', lo=1e-3)
     tone:        str   = opt('own', "tone of a translation before any term sees it: the network's own, the photo's, "
-                             "or the photo's moved by the style's palette", 'ours',
+                             "or the photo's moved by the style's exposure", 'ours',
                              choices=('own', 'photo', 'style'))
     ema:         float = opt(0., 'decay of the averaged translator; 0: none', 'ours: steadies small models',
                              lo=0., hi=.99999)
@@ -204,7 +204,7 @@ def term_weights(cfg, epoch:int # 1…cfg.epochs
     return weights
 
 # %% ../nbs/09_semisup.ipynb #exp-nets
-_UNMOVED = 1., 0., 1.   # the palette that leaves a photo's tone as it is
+_AS_IT_IS = 1., 0.   # the exposure that changes nothing
 
 def _make(name:str, cfg) -> nn.Module:
     "A network of Stage 3 by its name."
@@ -228,8 +228,8 @@ class Networks(nn.Module):
                 torch.manual_seed(generator.initial_seed())
                 net = _make(name, cfg)
             setattr(self, name, init_weights(net, generator=generator) if cfg.init == 'xavier' else net)
-        # a buffer travels with checkpoints; (1, 0, 1) moves nothing, `Run` measures the style's
-        self.register_buffer('palette', None if cfg.tone == 'own' else torch.tensor(_UNMOVED))
+        # a buffer travels with checkpoints; `Run` measures the style's
+        self.register_buffer('exposure', None if cfg.tone == 'own' else torch.tensor(_AS_IT_IS))
 
     def present(self) -> dict: return dict(self.named_children())
 
@@ -262,19 +262,19 @@ class View:
     @cached_property
     def fake(self): return self.toned(self.nets.G(self.x), self.x)
     @cached_property
-    def same(self): return self.toned(self.nets.G(self.y), self.y, _UNMOVED)   # anime in, anime out
+    def same(self): return self.toned(self.nets.G(self.y), self.y, _AS_IT_IS)   # anime in, anime out
     @cached_property
     def fake_p(self): return self.toned(self.nets.G(self.xp), self.xp)
 
     @cached_property
     def goal(self):
         "The photo with the tone that its translation should have."
-        return self.x if self.nets.palette is None else move_palette(self.x, self.nets.palette)
+        return self.x if self.nets.exposure is None else expose(self.x, self.nets.exposure)
 
-    def toned(self, image, source, palette=None):
+    def toned(self, image, source, exposure=None):
         "What the terms see of a translation."
-        if self.nets.palette is None: return image
-        return match_tone(image, source, self.nets.palette if palette is None else palette)
+        if self.nets.exposure is None: return image
+        return match_tone(image, source, self.nets.exposure if exposure is None else exposure)
 
     def score(self, critic, *images):
         "What a critic says to images, or to pairs of them."
@@ -325,7 +325,7 @@ class FastView(View):
         # 4 saves memory: the losses see copies that are cut off from G, and collect their gradients there
         cut = [image.detach().float().requires_grad_() for image in self.made.split(self.n)]
         self.out, self.order = dict(zip(inputs, cut)), [*inputs]
-        seen = {name: self.toned(image, inputs[name], _UNMOVED if name == 'y' else None)
+        seen = {name: self.toned(image, inputs[name], _AS_IT_IS if name == 'y' else None)
                 for name, image in self.out.items()}
         self.fake, self.same, self.fake_p = (seen.get(name) for name in ('x', 'y', 'xp'))
 
@@ -394,9 +394,9 @@ def fast_step(nets, optims, batch, ids, cfg, epoch, content_loss=None, amp=conte
 # %% ../nbs/09_semisup.ipynb #exp-sheet
 @torch.no_grad()
 def _shown(G, x) -> torch.Tensor: # (B,3,H,W) → the same, one after another
-    "Translations as `stylize` would show them, with the palette of `G` if it has one."
+    "Translations as `stylize` would show them, with the exposure of `G` if it has one."
     made = torch.cat([G(one[None]).float() for one in x])
-    return made if G.palette is None else match_tone(made, x, G.palette)
+    return made if G.exposure is None else match_tone(made, x, G.exposure)
 
 @torch.no_grad()
 def sample_sheet(G, x, xp, yp) -> torch.Tensor: # (3,2·H,…) in [-1,1]
@@ -408,21 +408,18 @@ def sample_sheet(G, x, xp, yp) -> torch.Tensor: # (3,2·H,…) in [-1,1]
     G.train()
     return torch.cat([torch.cat(list(c), 1) for c in columns], 2).cpu()
 
-# %% ../nbs/09_semisup.ipynb #exp-measure-palette
-def _moments(images) -> tuple: # (n,3,h,w) → mean and spread of brightness, mean square root of color
-    "What a palette can move, over all squares of all images."
-    squares = torch.cat([F.adaptive_avg_pool2d(image, 32) for image in images])
-    bright = brightness(squares)
-    color = squares - bright
-    return bright.mean().item(), bright.std().item(), color.square().sum(1).mean().sqrt().item()
+# %% ../nbs/09_semisup.ipynb #exp-measure-exposure
+def _brightness_of(images) -> tuple: # mean and spread over squares of 1/32; of tensors (1,3,H,W)
+    squares = torch.cat([F.adaptive_avg_pool2d(brightness(image), 32) for image in images])
+    return squares.mean().item(), squares.std().item()
 
-def measure_palette(unpaired:UnpairedSet, n:int=200) -> tuple: # a, b, c of `move_palette`
-    "How the anime set's brightness and color differ from the photos', on `n` of each: the style's palette."
+def measure_exposure(unpaired:UnpairedSet, n:int=200) -> tuple: # (a, b) of `expose`
+    "How the anime's brightness differs from the photos', on `n` of each: the exposure of the style."
     pairs = [unpaired[k] for k in range(n)]
-    (mean, spread, color), (goal, goal_spread, goal_color) = (
-        _moments([pair[side][None] for pair in pairs]) for side in (0, 1))
+    mean, spread = _brightness_of([photo[None] for photo, _ in pairs])
+    goal, goal_spread = _brightness_of([anime[None] for _, anime in pairs])
     a = goal_spread/max(spread, 1e-3)
-    return a, goal - a*mean, goal_color/max(color, 1e-3)
+    return a, goal - a*mean
 
 # %% ../nbs/09_semisup.ipynb #exp-takeover
 def _take_over(G, start): # a name or file, as in `load_translator`
@@ -445,7 +442,7 @@ class Run(TrainingRun):
         self.epoch_steps = cfg.epoch_steps or max(1, len(self.sets[0])//(cfg.batch*self.world_size))
         self.n_steps = self.epoch_steps*cfg.epochs
         self.nets = Networks(cfg)
-        if cfg.tone == 'style': self.nets.palette.copy_(torch.tensor(measure_palette(self.sets[0])))
+        if cfg.tone == 'style': self.nets.exposure.copy_(torch.tensor(measure_exposure(self.sets[0])))
         self.nets = self.nets.to(self.device, memory_format=self.layout)
         if start: _take_over(self.nets.G, start)
         self.optims = make_optimizers(self.nets, cfg)
@@ -472,9 +469,9 @@ class Run(TrainingRun):
         return sample_sheet(self.finished(), first(unpaired, 0), first(paired, 0), first(paired, 1))
 
     def finished(self) -> ResnetGenerator:
-        "The translator as it is written: the average if there is one, with the palette it was trained for."
-        net, palette = self.ema or self.nets.G, self.nets.palette
-        net.palette = None if palette is None else tuple(round(v, 4) for v in palette.tolist())
+        "The translator as it is written: the average if there is one, with the exposure it was trained for."
+        net, exposure = self.ema or self.nets.G, self.nets.exposure
+        net.exposure = None if exposure is None else tuple(round(v, 4) for v in exposure.tolist())
         return net
 
     def export(self):

@@ -147,7 +147,7 @@ def stylize(image,               # path, PIL image, or uint8 array (H,W), (H,W,3
             device:str='auto',   # 'auto', 'cpu', 'cuda', 'mps'; 'auto' leaves a network where it is
             precision:str=None,  # 'fp32' or 'bf16'; None: as a network is, 'fp32' for a file
             max_pixels:int=None, # of a file; larger ones are refused. Default: `data.MAX_PIXELS`
-            tone:bool=None       # give the scene the photo's broad light and colors; None: if the network has a palette
+            tone:bool=None       # give the scene the photo's broad light and colors; None: if the network has an exposure
            ) -> Image.Image:     # RGB, or RGBA if the photo has transparency; the size of the photo
     "One photo as an anime scene."
     picture, alpha = _picture(image, max_pixels)
@@ -155,8 +155,8 @@ def stylize(image,               # path, PIL image, or uint8 array (H,W), (H,W,3
     _check_memory(picture.height, picture.width, net)
     x = to_model(picture)
     scene = translate(net, x)
-    if net.palette if tone is None else tone:
-        scene = match_tone(scene, x.to(scene), net.palette or (1., 0., 1.)).clamp(-1, 1)
+    if net.exposure if tone is None else tone:
+        scene = match_tone(scene, x.to(scene), net.exposure or (1., 0.)).clamp(-1, 1)
     scene = to_image(scene)
     if alpha is not None: scene.putalpha(alpha)
     return scene

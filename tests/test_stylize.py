@@ -279,14 +279,14 @@ def make_album(folder):
     (folder/'text.jpg').write_text('these are only words')
     photo(20, 30, 'CMYK').save(folder/'cmyk.jpg')
     photo(20, 30, 'I;16').save(folder/'deep.png')
-    photo(20, 30, 'P').save(folder/'palette.gif')
+    photo(20, 30, 'P').save(folder/'exposure.gif')
     photo(20, 30, 'RGBA').save(folder/'alpha.png')
     exif = Image.Exif(); exif[0x0112] = 6; exif[0x010e] = 'secret place'
     exif.get_ifd(0x8825)[1] = 'N'
     photo(20, 30).save(folder/'turned.jpg', exif=exif)
     photo(1, 1).save(folder/'one.png')
     photo(3, 1200).save(folder/'strip.png')
-    return ({'cmyk.jpg': (30, 20), 'deep.png': (30, 20), 'palette.gif': (30, 20), 'alpha.png': (30, 20),
+    return ({'cmyk.jpg': (30, 20), 'deep.png': (30, 20), 'exposure.gif': (30, 20), 'alpha.png': (30, 20),
              'turned.jpg': (20, 30), 'one.png': (1, 1), 'strip.png': (1200, 3)},
             {'truncated.jpg': 'truncated', 'empty.png': 'empty', 'text.jpg': 'text'})
 
@@ -470,11 +470,11 @@ def test_tone_comes_back_if_asked_for_or_if_the_network_asks(net, tmp_path):
     assert off(toned) < off(plain)
     assert (np.asarray(stylize(dark, net)) == np.asarray(plain)).all()
     wishful = copy.deepcopy(net)
-    wishful.palette = (1., 0., 1.)
+    wishful.exposure = (1., 0.)
     assert (np.asarray(stylize(dark, wishful)) == np.asarray(toned)).all()
     assert (np.asarray(stylize(dark, wishful, tone=False)) == np.asarray(plain)).all()
     lighter = copy.deepcopy(net)
-    lighter.palette = (1., .5, 1.)
+    lighter.exposure = (1., .5)
     assert np.asarray(stylize(dark, lighter), float).mean() > np.asarray(toned, float).mean() + 40
     file = save_translator(wishful, tmp_path/'wishful.safetensors')
     dark.save(tmp_path/'dark.png')

@@ -365,29 +365,29 @@ def test_matching_moves_no_edge_and_bears_blank_pictures():
     assert blank.isfinite().all() and match_tone(scene, torch.zeros_like(scene)).abs().max() < .01
 
 
-def test_a_file_remembers_the_palette_of_its_network(tmp_path):
+def test_a_file_remembers_the_exposure_of_its_network(tmp_path):
     from scenimefy.translator import load_translator
     from scenimefy.weights import WeightsError
     net = ResnetGenerator(ngf=2, n_blocks=1)
-    for palette in (None, (1., 0., 1.), (.875, .1875, 1.25)):
-        net.palette = palette
-        assert load_translator(save_translator(net, tmp_path/'net.safetensors')).palette == palette
+    for exposure in (None, (1., 0.), (.875, .1875)):
+        net.exposure = exposure
+        assert load_translator(save_translator(net, tmp_path/'net.safetensors')).exposure == exposure
     torch.save(net.state_dict(), tmp_path/'net.pth')
-    assert load_translator(tmp_path/'net.pth').palette is None
-    for wrong in ([1.], 'warm', [1., 'x', 2.]):
-        net.palette = wrong
+    assert load_translator(tmp_path/'net.pth').exposure is None
+    for wrong in ([1.], 'warm', [1., 'x']):
+        net.exposure = wrong
         save_translator(net, tmp_path/'net.safetensors')
-        with pytest.raises(WeightsError, match='three numbers'): load_translator(tmp_path/'net.safetensors')
+        with pytest.raises(WeightsError, match='two numbers'): load_translator(tmp_path/'net.safetensors')
 
 
-def test_a_palette_moves_brightness_and_color_and_no_hue():
-    from scenimefy.translator import brightness, match_tone, move_palette
+def test_an_exposure_changes_brightness_and_no_color():
+    from scenimefy.translator import brightness, match_tone, expose
     x = torch.rand(2, 3, 40, 24, generator=torch.Generator().manual_seed(5))*2 - 1
     gray = (x*torch.tensor([.299, .587, .114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
     torch.testing.assert_close(brightness(x), gray)
-    moved = move_palette(x, (.5, .25, 2.))
+    moved = expose(x, (.5, .25))
     torch.testing.assert_close(brightness(moved), .5*gray + .25)
-    torch.testing.assert_close(moved - brightness(moved), 2*(x - gray))
-    torch.testing.assert_close(move_palette(x, (1., 0., 1.)), x)
-    matched = match_tone(x*.3 + .1, x, (.5, .25, 2.))
+    torch.testing.assert_close(moved - brightness(moved), x - gray)
+    torch.testing.assert_close(expose(x, (1., 0.)), x)
+    matched = match_tone(x*.3 + .1, x, (.5, .25))
     assert (matched - moved).abs().mean() < .01
