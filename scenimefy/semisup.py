@@ -204,8 +204,6 @@ def term_weights(cfg, epoch:int # 1…cfg.epochs
     return weights
 
 # %% ../nbs/09_semisup.ipynb #exp-nets
-_AS_IT_IS = 1., 0.   # the exposure that changes nothing
-
 def _make(name:str, cfg) -> nn.Module:
     "A network of Stage 3 by its name."
     if name == 'G': return ResnetGenerator(3, 3, cfg.ngf, cfg.n_blocks)
@@ -229,7 +227,7 @@ class Networks(nn.Module):
                 net = _make(name, cfg)
             setattr(self, name, init_weights(net, generator=generator) if cfg.init == 'xavier' else net)
         # a buffer travels with checkpoints; `Run` measures the style's
-        self.register_buffer('exposure', None if cfg.tone == 'own' else torch.tensor(_AS_IT_IS))
+        self.register_buffer('exposure', None if cfg.tone == 'own' else torch.tensor([1., 0.]))
 
     def present(self) -> dict: return dict(self.named_children())
 
@@ -260,21 +258,20 @@ class View:
         self.gamma = gamma(epoch, cfg.epochs, cfg.gamma_start, cfg.gamma_end)
 
     @cached_property
-    def fake(self): return self.toned(self.nets.G(self.x), self.x)
-    @cached_property
-    def same(self): return self.toned(self.nets.G(self.y), self.y, _AS_IT_IS)   # anime in, anime out
-    @cached_property
-    def fake_p(self): return self.toned(self.nets.G(self.xp), self.xp)
-
-    @cached_property
     def goal(self):
         "The photo with the tone that its translation should have."
         return self.x if self.nets.exposure is None else expose(self.x, self.nets.exposure)
 
-    def toned(self, image, source, exposure=None):
+    @cached_property
+    def fake(self): return self.toned(self.nets.G(self.x), self.goal)
+    @cached_property
+    def same(self): return self.toned(self.nets.G(self.y), self.y)       # anime in, anime out
+    @cached_property
+    def fake_p(self): return self.toned(self.nets.G(self.xp), self.yp)   # here the right tone is known
+
+    def toned(self, image, source):
         "What the terms see of a translation."
-        if self.nets.exposure is None: return image
-        return match_tone(image, source, self.nets.exposure if exposure is None else exposure)
+        return image if self.nets.exposure is None else match_tone(image, source)
 
     def score(self, critic, *images):
         "What a critic says to images, or to pairs of them."
@@ -325,8 +322,8 @@ class FastView(View):
         # 4 saves memory: the losses see copies that are cut off from G, and collect their gradients there
         cut = [image.detach().float().requires_grad_() for image in self.made.split(self.n)]
         self.out, self.order = dict(zip(inputs, cut)), [*inputs]
-        seen = {name: self.toned(image, inputs[name], _AS_IT_IS if name == 'y' else None)
-                for name, image in self.out.items()}
+        sources = dict(x=self.goal, y=self.y, xp=self.yp)
+        seen = {name: self.toned(image, sources[name]) for name, image in self.out.items()}
         self.fake, self.same, self.fake_p = (seen.get(name) for name in ('x', 'y', 'xp'))
 
     def score(self, *args):

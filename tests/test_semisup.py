@@ -382,7 +382,7 @@ def test_terms_see_the_tone_that_was_asked_for(tone):
     for name, value in logs[0].items(): assert logs[1][name].item() == pytest.approx(value.item(), rel=1e-4), name
 
 
-def test_anime_keeps_its_own_tone_in_the_identity_branch():
+def test_anime_keeps_its_own_tone_and_a_pair_has_the_tone_of_its_anime_side():
     cfg = TOY.but(tone='style')
     nets = Networks(cfg)
     nets.exposure.copy_(torch.tensor([.5, .25]))
@@ -391,6 +391,7 @@ def test_anime_keeps_its_own_tone_in_the_identity_branch():
     v = View(nets, batch, draw_ids(cfg, 0), cfg, 1)
     assert (v.same.mean((2, 3)) - batch[1].mean((2, 3))).abs().max() < 1e-5
     assert (v.fake.mean((2, 3)) - batch[0].mean((2, 3))).abs().max() > .05
+    assert (v.fake_p.mean((2, 3)) - batch[3].mean((2, 3))).abs().max() < 1e-5    # of a pair the tone is known
 
 
 def test_the_exposure_of_a_style_is_measured_and_travels_with_run_and_file(tmp_path):
