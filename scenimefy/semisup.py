@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BRANCHES', 'TERMS', 'Term', 'over_taps', 'load_content', 'only', 'without_branch', 'SemisupSettings', 'term_weights',
            'Networks', 'make_optimizers', 'lr_factor', 'draw_ids', 'View', 'plain_step', 'FastView', 'fast_step',
-           'sample_sheet', 'measure_exposure', 'Run', 'train']
+           'sample_sheet', 'fit_palette', 'Run', 'train']
 
 # %% ../nbs/09_semisup.ipynb #exp-imports
 import contextlib, dataclasses, functools
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .core import SettingsError, opt, seeded
@@ -24,9 +23,9 @@ from .losses import (color_blocks, content, copy_error, gamma, hard_negative_wei
                               lambda_sup, lsgan, patch_nce, src)
 from .priors import load_perceptual
 from .runs import RunSettings, TrainingRun, descend, frozen, run_training, update_ema
-from .translator import (TAPS, PatchCritic, PatchHeads, ResnetGenerator, brightness, init_weights,
-                                  load_translator, match_tone, expose, sample_ids, save_translator,
-                                  tap_channels, tap_shapes)
+from .translator import (TAPS, PatchCritic, PatchHeads, ResnetGenerator, as_shown, fit_colors,
+                                  init_weights, load_translator, map_colors, match_tone, sample_ids,
+                                  save_translator, squares, tap_channels, tap_shapes)
 
 # %% ../nbs/09_semisup.ipynb #exp-terms
 class Term(NamedTuple):
@@ -177,7 +176,7 @@ class SemisupSettings(_Objective):
                              'released code', lo=1e-3)
     gamma_end:   float = opt(10., 'the same, in the last epoch', 'released code', lo=1e-3)
     tone:        str   = opt('own', "tone of a translation before any term sees it: the network's own, the photo's, "
-                             "or the photo's moved by the style's exposure", 'ours',
+                             "or the photo's in the colors of the style", 'ours',
                              choices=('own', 'photo', 'style'))
     ema:         float = opt(0., 'decay of the averaged translator; 0: none', 'ours: steadies small models',
                              lo=0., hi=.99999)
@@ -226,8 +225,8 @@ class Networks(nn.Module):
                 torch.manual_seed(generator.initial_seed())
                 net = _make(name, cfg)
             setattr(self, name, init_weights(net, generator=generator) if cfg.init == 'xavier' else net)
-        # a buffer travels with checkpoints; `Run` measures the style's
-        self.register_buffer('exposure', None if cfg.tone == 'own' else torch.tensor([1., 0.]))
+        # a buffer travels with checkpoints; this one changes no color, `Run` fits the style's
+        self.register_buffer('palette', None if cfg.tone == 'own' else torch.eye(3, 4))
 
     def present(self) -> dict: return dict(self.named_children())
 
@@ -260,7 +259,7 @@ class View:
     @cached_property
     def goal(self):
         "The photo with the tone that its translation should have."
-        return self.x if self.nets.exposure is None else expose(self.x, self.nets.exposure)
+        return self.x if self.nets.palette is None else map_colors(self.x, self.nets.palette)
 
     @cached_property
     def fake(self): return self.toned(self.nets.G(self.x), self.goal)
@@ -271,7 +270,7 @@ class View:
 
     def toned(self, image, source):
         "What the terms see of a translation."
-        return image if self.nets.exposure is None else match_tone(image, source)
+        return image if self.nets.palette is None else match_tone(image, source)
 
     def score(self, critic, *images):
         "What a critic says to images, or to pairs of them."
@@ -390,33 +389,28 @@ def fast_step(nets, optims, batch, ids, cfg, epoch, content_loss=None, amp=conte
 
 # %% ../nbs/09_semisup.ipynb #exp-sheet
 @torch.no_grad()
-def _shown(G, x) -> torch.Tensor: # (B,3,H,W) → the same, one after another
-    "Translations as `stylize` would show them, with the exposure of `G` if it has one."
-    made = torch.cat([G(one[None]).float() for one in x])
-    return made if G.exposure is None else match_tone(made, x, G.exposure)
+def _translated(G, x) -> torch.Tensor: # (B,3,H,W) → the same
+    "Translations, one after another, as `stylize` would show them."
+    return as_shown(torch.cat([G(one[None]).float() for one in x]), x, G.palette)
 
 @torch.no_grad()
 def sample_sheet(G, x, xp, yp) -> torch.Tensor: # (3,2·H,…) in [-1,1]
     "A picture of progress: photos above their translations, then a pair's photo, translation and anime side."
     G.eval()
-    columns = [torch.stack([a, b]) for a, b in zip(x, _shown(G, x))]
-    columns += [torch.stack([a, b]) for a, b in zip(xp, _shown(G, xp))]
+    columns = [torch.stack([a, b]) for a, b in zip(x, _translated(G, x))]
+    columns += [torch.stack([a, b]) for a, b in zip(xp, _translated(G, xp))]
     columns += [torch.stack([torch.ones_like(a), a]) for a in yp]
     G.train()
     return torch.cat([torch.cat(list(c), 1) for c in columns], 2).cpu()
 
-# %% ../nbs/09_semisup.ipynb #exp-measure-exposure
-def _brightness_of(images) -> tuple: # mean and spread over squares of 1/32; of tensors (1,3,H,W)
-    squares = torch.cat([F.adaptive_avg_pool2d(brightness(image), 32) for image in images])
-    return squares.mean().item(), squares.std().item()
+# %% ../nbs/09_semisup.ipynb #exp-fit-palette
+_WAY = .8   # share of the way from the photo's own colors to the style's
 
-def measure_exposure(unpaired:UnpairedSet, n:int=200) -> tuple: # (a, b) of `expose`
-    "How the anime's brightness differs from the photos', on `n` of each: the exposure of the style."
-    pairs = [unpaired[k] for k in range(n)]
-    mean, spread = _brightness_of([photo[None] for photo, _ in pairs])
-    goal, goal_spread = _brightness_of([anime[None] for _, anime in pairs])
-    a = goal_spread/max(spread, 1e-3)
-    return a, goal - a*mean
+def fit_palette(pairs:PairedSet, n:int=200) -> torch.Tensor: # (3,4) for `map_colors`
+    "The colors of a style, as the first `n` pairs show them."
+    some = [pairs[k] for k in range(min(n, len(pairs)))]
+    photos, anime = (torch.cat([squares(pair[side][None]) for pair in some], 2) for side in (0, 1))
+    return torch.eye(3, 4).lerp(fit_colors(photos, anime, ridge=.1)[0], _WAY)
 
 # %% ../nbs/09_semisup.ipynb #exp-takeover
 def _take_over(G, start): # a name or file, as in `load_translator`
@@ -439,7 +433,7 @@ class Run(TrainingRun):
         self.epoch_steps = cfg.epoch_steps or max(1, len(self.sets[0])//(cfg.batch*self.world_size))
         self.n_steps = self.epoch_steps*cfg.epochs
         self.nets = Networks(cfg)
-        if cfg.tone == 'style': self.nets.exposure.copy_(torch.tensor(measure_exposure(self.sets[0])))
+        if cfg.tone == 'style': self.nets.palette.copy_(fit_palette(self.sets[1]))
         self.nets = self.nets.to(self.device, memory_format=self.layout)
         if start: _take_over(self.nets.G, start)
         self.optims = make_optimizers(self.nets, cfg)
@@ -466,9 +460,9 @@ class Run(TrainingRun):
         return sample_sheet(self.finished(), first(unpaired, 0), first(paired, 0), first(paired, 1))
 
     def finished(self) -> ResnetGenerator:
-        "The translator as it is written: the average if there is one, with the exposure it was trained for."
-        net, exposure = self.ema or self.nets.G, self.nets.exposure
-        net.exposure = None if exposure is None else tuple(round(v, 4) for v in exposure.tolist())
+        "The translator as it is written: the average if there is one, with the palette it was trained for."
+        net, palette = self.ema or self.nets.G, self.nets.palette
+        net.palette = None if palette is None else palette.cpu()
         return net
 
     def export(self):

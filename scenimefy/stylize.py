@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from .core import (SettingsError, UserError, atomic_path, bf16_note, check_images, pick_device,
                             to_image, to_model)
 from .data import ImageError, as_rgb, find_images, read_image
-from .translator import ResnetGenerator, load_translator, match_tone
+from .translator import ResnetGenerator, load_translator, as_shown
 from .weights import FULL, find_weights
 
 # %% ../nbs/10_stylize.ipynb #exp-pad
@@ -147,7 +147,7 @@ def stylize(image,               # path, PIL image, or uint8 array (H,W), (H,W,3
             device:str='auto',   # 'auto', 'cpu', 'cuda', 'mps'; 'auto' leaves a network where it is
             precision:str=None,  # 'fp32' or 'bf16'; None: as a network is, 'fp32' for a file
             max_pixels:int=None, # of a file; larger ones are refused. Default: `data.MAX_PIXELS`
-            tone:bool=None       # give the scene the photo's broad light and colors; None: if the network has an exposure
+            tone:bool=None       # give the scene the photo's broad light and colors; None: if the network has a palette
            ) -> Image.Image:     # RGB, or RGBA if the photo has transparency; the size of the photo
     "One photo as an anime scene."
     picture, alpha = _picture(image, max_pixels)
@@ -155,8 +155,9 @@ def stylize(image,               # path, PIL image, or uint8 array (H,W), (H,W,3
     _check_memory(picture.height, picture.width, net)
     x = to_model(picture)
     scene = translate(net, x)
-    if net.exposure if tone is None else tone:
-        scene = match_tone(scene, x.to(scene), net.exposure or (1., 0.)).clamp(-1, 1)
+    palette = None if tone is False else net.palette
+    if tone and palette is None: palette = torch.eye(3, 4)          # the photo's own colors
+    scene = as_shown(scene, x.to(scene), palette)
     scene = to_image(scene)
     if alpha is not None: scene.putalpha(alpha)
     return scene

@@ -363,17 +363,19 @@ def test_copy_row_is_the_l1_of_a_toned_output():
 @pytest.mark.parametrize('tone', ['own', 'photo', 'style'])
 def test_terms_see_the_tone_that_was_asked_for(tone):
     "Both readings of the step, against the images that the terms should have seen."
-    from scenimefy.translator import match_tone, expose
-    exposure = dict(own=None, photo=(1., 0.), style=(.5, .25))[tone]
+    from scenimefy.translator import map_colors, match_tone
+    palette = dict(own=None, photo=torch.eye(3, 4), style=torch.rand(3, 4, generator=seeded('p')))[tone]
     cfg = TOY.but(tone=tone, content='color')
     batch = [torch.rand(2, 3, 16, 16, generator=seeded('tone', i))*2 - 1 for i in range(4)]
     logs = []
     for step in (plain_step, fast_step):
         nets = Networks(cfg)
-        if tone == 'style': nets.exposure.copy_(torch.tensor(exposure))
+        if tone == 'style': nets.palette.copy_(palette)
         with torch.no_grad():
             fake, goal = nets.G(batch[0]), batch[0]
-            if exposure: fake, goal = match_tone(fake, goal, exposure), expose(goal, exposure)
+            if tone != 'own':
+                goal = map_colors(goal, palette)
+                fake = match_tone(fake, goal)
             real_or_not = [nets.D(fake), nets.D(batch[1])]
         logs.append(step(nets, make_optimizers(nets, cfg), batch, draw_ids(cfg, 0), cfg, 1, color_blocks))
         assert logs[-1]['content'].item() == pytest.approx(color_blocks(fake, goal).item(), rel=1e-4)
@@ -385,7 +387,7 @@ def test_terms_see_the_tone_that_was_asked_for(tone):
 def test_anime_keeps_its_own_tone_and_a_pair_has_the_tone_of_its_anime_side():
     cfg = TOY.but(tone='style')
     nets = Networks(cfg)
-    nets.exposure.copy_(torch.tensor([.5, .25]))
+    nets.palette[:, 3] = .3
     batch = [torch.rand(2, 3, 16, 16, generator=seeded('same', i))*2 - 1 for i in range(4)]
     from scenimefy.semisup import View
     v = View(nets, batch, draw_ids(cfg, 0), cfg, 1)
@@ -394,29 +396,28 @@ def test_anime_keeps_its_own_tone_and_a_pair_has_the_tone_of_its_anime_side():
     assert (v.fake_p.mean((2, 3)) - batch[3].mean((2, 3))).abs().max() < 1e-5    # of a pair the tone is known
 
 
-def test_the_exposure_of_a_style_is_measured_and_travels_with_run_and_file(tmp_path):
+def test_the_palette_of_a_style_is_fitted_and_travels_with_run_and_file(tmp_path):
     from scenimefy.core import to_image
-    from scenimefy.translator import load_translator, expose
+    from scenimefy.translator import load_translator, map_colors
+    style = torch.tensor([[.8, .1, 0, .1], [0, .7, .1, .05], [.1, 0, .6, .2]])
     for k in range(6):
-        g = seeded('exposure', k)
-        plain = torch.rand(1, 3, 4, 4, generator=g)*.8 - .4
-        plain = torch.nn.functional.interpolate(plain, (24, 24))[0]
-        for name, x in (('photos', plain), ('anime', expose(plain[None], (.5, .25))[0])):
-            (tmp_path/name).mkdir(exist_ok=True)
-            to_image(x).save(tmp_path/name/f'{k}.png')
-        for side in 'AB':
-            (tmp_path/f'pairs/train{side}').mkdir(exist_ok=True, parents=True)
-            to_image(plain).save(tmp_path/f'pairs/train{side}/{k}.png')
+        plain = torch.rand(1, 3, 4, 4, generator=seeded('palette', k))*1.2 - .8
+        plain = torch.nn.functional.interpolate(plain, (24, 24))
+        for name, x in (('photos', plain), ('anime', plain), ('pairs/trainA', plain),
+                        ('pairs/trainB', map_colors(plain, style))):
+            (tmp_path/name).mkdir(exist_ok=True, parents=True)
+            to_image(x[0]).save(tmp_path/name/f'{k}.png')
     cfg = TOY.but(tone='style', size=24, load_size=24, epochs=2, epoch_steps=2, save_every=2)
     sets = [tmp_path/name for name in ('photos', 'anime', 'pairs')]
-    found = load_translator(train(cfg, *sets, tmp_path/'run')).exposure
-    assert found == pytest.approx((.5, .25), abs=.12)   # 200 draws of six pictures
+    found = load_translator(train(cfg, *sets, tmp_path/'run')).palette
+    want = torch.eye(3, 4) + .8*(style - torch.eye(3, 4))
+    assert (found - want).abs().max() < .05
     newest = max((tmp_path/'run/checkpoints').iterdir())
     newest.unlink()
-    assert load_translator(train(cfg, *sets, tmp_path/'run', resume=True)).exposure == found
+    assert load_translator(train(cfg, *sets, tmp_path/'run', resume=True)).palette.equal(found)
     photo = load_translator(train(cfg.but(tone='photo'), *sets, tmp_path/'photo'))
     own = load_translator(train(cfg.but(tone='own'), *sets, tmp_path/'own'))
-    assert photo.exposure == (1., 0.) and own.exposure is None
+    assert photo.palette.equal(torch.eye(3, 4)) and own.palette is None
 
 
 def test_only_switches_the_rest_off():

@@ -470,11 +470,12 @@ def test_tone_comes_back_if_asked_for_or_if_the_network_asks(net, tmp_path):
     assert off(toned) < off(plain)
     assert (np.asarray(stylize(dark, net)) == np.asarray(plain)).all()
     wishful = copy.deepcopy(net)
-    wishful.exposure = (1., 0.)
+    wishful.palette = torch.eye(3, 4)
     assert (np.asarray(stylize(dark, wishful)) == np.asarray(toned)).all()
     assert (np.asarray(stylize(dark, wishful, tone=False)) == np.asarray(plain)).all()
     lighter = copy.deepcopy(net)
-    lighter.exposure = (1., .5)
+    lighter.palette = torch.eye(3, 4)
+    lighter.palette[:, 3] = .5
     assert np.asarray(stylize(dark, lighter), float).mean() > np.asarray(toned, float).mean() + 40
     file = save_translator(wishful, tmp_path/'wishful.safetensors')
     dark.save(tmp_path/'dark.png')

@@ -365,29 +365,29 @@ def test_matching_moves_no_edge_and_bears_blank_pictures():
     assert blank.isfinite().all() and match_tone(scene, torch.zeros_like(scene)).abs().max() < .01
 
 
-def test_a_file_remembers_the_exposure_of_its_network(tmp_path):
+def test_a_file_remembers_the_palette_of_its_network(tmp_path):
     from scenimefy.translator import load_translator
     from scenimefy.weights import WeightsError
     net = ResnetGenerator(ngf=2, n_blocks=1)
-    for exposure in (None, (1., 0.), (.875, .1875)):
-        net.exposure = exposure
-        assert load_translator(save_translator(net, tmp_path/'net.safetensors')).exposure == exposure
+    assert load_translator(save_translator(net, tmp_path/'none.safetensors')).palette is None
+    net.palette = torch.arange(12.).view(3, 4)/7
+    assert load_translator(save_translator(net, tmp_path/'net.safetensors')).palette.equal(net.palette)
     torch.save(net.state_dict(), tmp_path/'net.pth')
-    assert load_translator(tmp_path/'net.pth').exposure is None
-    for wrong in ([1.], 'warm', [1., 'x']):
-        net.exposure = wrong
+    assert load_translator(tmp_path/'net.pth').palette is None
+    for wrong in (torch.eye(3), torch.ones(12)):
+        net.palette = wrong
         save_translator(net, tmp_path/'net.safetensors')
-        with pytest.raises(WeightsError, match='two numbers'): load_translator(tmp_path/'net.safetensors')
+        with pytest.raises(WeightsError, match='three rows of four'): load_translator(tmp_path/'net.safetensors')
 
 
-def test_an_exposure_changes_brightness_and_no_color():
-    from scenimefy.translator import brightness, match_tone, expose
-    x = torch.rand(2, 3, 40, 24, generator=torch.Generator().manual_seed(5))*2 - 1
-    gray = (x*torch.tensor([.299, .587, .114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    torch.testing.assert_close(brightness(x), gray)
-    moved = expose(x, (.5, .25))
-    torch.testing.assert_close(brightness(moved), .5*gray + .25)
-    torch.testing.assert_close(moved - brightness(moved), x - gray)
-    torch.testing.assert_close(expose(x, (1., 0.)), x)
-    matched = match_tone(x*.3 + .1, x, (.5, .25))
-    assert (matched - moved).abs().mean() < .01
+def test_a_map_of_colors_by_hand():
+    from scenimefy.translator import as_shown, map_colors
+    x = torch.tensor([.1, .2, .4]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    maps = torch.tensor([[0, 1., 0, 0], [2., 0, 0, .1], [0, 0, 1., -.5]])
+    want = torch.tensor([.2, .3, -.1]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
+    torch.testing.assert_close(map_colors(x, maps), want)
+    torch.testing.assert_close(map_colors(torch.cat([x, x]), torch.stack([maps, torch.eye(3, 4)])), torch.cat([want, x]))
+    scene, photo = scenes_and_photo(32, 32)
+    shown = as_shown(scene, photo, torch.eye(3, 4)*.5)
+    assert (shown - .5*photo).abs().mean() < .03 and as_shown(scene, photo, None) is scene
+    assert as_shown(scene, photo, torch.eye(3, 4)*9).abs().max() <= 1
