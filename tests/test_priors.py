@@ -101,7 +101,7 @@ def test_perceptual_contract(make):
 
 
 @pytest.mark.parametrize('make, queries, classes',
-                         [(lambda: P.load_segmenter('tiny'), 10, 7), (real_segmenter, 100, 150)],
+                         [(lambda: P.load_segmenter('tiny'), 16, 13), (real_segmenter, 100, 150)],
                          ids=['tiny', 'real'])
 def test_segmenter_contract(make, queries, classes):
     segmenter, x = make(), world()
@@ -518,13 +518,13 @@ def test_pieces_are_crops():
 
 
 def test_segmenter_loss_wants_the_truth():
-    truth = torch.randint(0, 7, (2, 8, 8), generator=torch.Generator().manual_seed(0))
+    truth = torch.randint(0, 13, (2, 8, 8), generator=torch.Generator().manual_seed(0))
     truth[truth == 3] = 0
-    cls, masks = torch.full((2, 10, 8), -15.), torch.full((2, 10, 8, 8), -15.)
-    cls[..., 7] = 15.
-    for k in range(7):
+    cls, masks = torch.full((2, 16, 14), -15.), torch.full((2, 16, 8, 8), -15.)
+    cls[..., 13] = 15.
+    for k in range(13):
         if k == 3: continue
-        cls[:, k, 7], cls[:, k, k] = -15., 15.
+        cls[:, k, 13], cls[:, k, k] = -15., 15.
         masks[:, k] = torch.where(truth == k, 15., -15.)
     perfect = sum(T._segmenter_loss(cls, masks, truth).values())
     assert perfect < 1e-3
@@ -600,7 +600,7 @@ def test_scenes_of_all_three_mixes_are_drawn():
 def test_mirrored_pictures_have_mirrored_labels(tmp_path, monkeypatch):
     """A world in which the color says the class: picture and truth that reach the loss agree in every pixel.
     Layers are averaged."""
-    kinds = torch.randint(0, 7, (40, 64, 64), generator=torch.Generator().manual_seed(0))
+    kinds = torch.randint(0, 13, (40, 64, 64), generator=torch.Generator().manual_seed(0))
     picture = (kinds*20)[:, None].expand(-1, 3, -1, -1).byte()
     monkeypatch.setattr(T, '_drawn', lambda *a, **k: dict(photo=picture, anime=picture, labels=kinds.byte()))
     monkeypatch.setattr(T, '_disturbed', lambda x, draw: x)
