@@ -284,7 +284,7 @@ def test_bundled_file(name):
     assert int(about['seconds']) > 0 and settings['seed'] >= 0 and settings['steps'] > 100
     if name == 'clip':
         assert min(scores['photo_top5'], scores['anime_top5']) >= .93 and scores['cos_pairs'] > .8
-    else: assert min(scores['photo_miou'], scores['anime_miou']) >= .88
+    else: assert min(scores['photo_miou'], scores['anime_miou']) >= .80
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -396,7 +396,7 @@ def ade(tmp_path, monkeypatch):
 def test_mask2former_takes_a_file_that_fits_exactly(ade):
     segmenter = P.load_segmenter('mask2former')
     assert len(segmenter.classes) == 150 and segmenter.classes[2] == 'sky'
-    assert segmenter(world(1))[0].shape == (1, 10, 151)
+    assert segmenter(world(1))[0].shape == (1, 16, 151)
     good = load_file(ade)
     key = next(k for k in good if k.endswith('class_predictor.weight'))
     for bad, text in (({k: v for k, v in good.items() if k != key}, f'{key} is missing'),
