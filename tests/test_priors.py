@@ -282,6 +282,7 @@ def test_bundled_file(name):
     about = P.read_header(path)
     scores, settings = json.loads(about['scores']), json.loads(about['settings'])
     assert int(about['seconds']) > 0 and settings['seed'] >= 0 and settings['steps'] > 100
+    assert settings == {'clip': T.ClipSettings, 'segmenter': T.SegmenterSettings}[name]().to_dict()
     if name == 'clip':
         assert min(scores['photo_top5'], scores['anime_top5']) >= .93 and scores['cos_pairs'] > .8
     else: assert min(scores['photo_miou'], scores['anime_miou']) >= .80
