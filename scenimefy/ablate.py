@@ -274,7 +274,7 @@ class Ruler:
         self.votes = self.vote(photo)
         self.real = embed(self.features, _world_pictures(HELD_OUT + 1000, n_real, photo.shape[-1], 'anime'))
 
-    def vote(self, images:Tensor) -> Tensor: # (N,7,H,W)
+    def vote(self, images:Tensor) -> Tensor: # (N,13,H,W)
         return in_parts(lambda x: semantic_scores(*self.segmenter(x), x.shape[-2:]), images)
 
     def __call__(self, images:Tensor) -> dict:

@@ -351,7 +351,7 @@ def _losses_html(stage1:dict, stage3:dict) -> Markup: # of `_read_losses`
     return section_html('How the losses went', text, *pictures)
 
 # %% ../nbs/14b_demo.ipynb #exp-endsection
-_TOY = ('The world is drawn by a program: seven kinds of things, no people, no cities, no cameras.',
+_TOY = ('The world is drawn by a program: thirteen kinds of things, no people, no animals, no cameras.',
         'All networks are small and see 64 px instead of 256: the generators, the segmenter, the '
         'translators, and the CLIP that holds the scene. All of them were trained by us on drawn pictures.',
         'Stage 1 and Stage 3 ran for a minute together; the paper trains Stage 3 for 1.8 million steps.',
@@ -459,7 +459,7 @@ def _machine() -> str:
     return 'one CPU thread' if n == 1 else f'{n} CPU threads'
 
 # %% ../nbs/14b_demo.ipynb #exp-stages
-_BY_RANK = 3.  # nats, above every L_BCE of seven classes: only the rank decides
+_BY_RANK = 3.  # nats, above every L_BCE of thirteen classes: only the rank decides
 
 def _run_stages(s, folders, work, first, third, clock, on_step=None) -> tuple:
     # (settings of Stage 1, of Stage 2, source of pairs, segmenter, weights)

@@ -237,7 +237,7 @@ def load_segmenter(name:str='tiny', # 'tiny' (weights/segmenter.safetensors), 'm
                                     # that `train_segmenter` wrote
                    device='cpu'     # 'auto', 'cpu', 'cuda', …
                   ) -> Segmenter:  # (B,3,H,W) in [-1,1], sides multiples of 32, to class logits (B,Q,K+1) and
-                                    # mask logits (B,Q,h,w); Q=10, K=7 for the tiny one, else 100 and 150
+                                    # mask logits (B,Q,h,w); Q=16, K=13 for the tiny one, else 100 and 150
     "A frozen Mask2Former (Cheng et al., 2022); `WeightsError` if its file is missing, damaged, or another's."
     if name == 'mask2former': segmenter = mask2former()
     else:
@@ -346,7 +346,7 @@ def _check_perceptual(name, x, device):
                  'a slightly paler picture is nearer than another one': nearer.all()})
 
 def _check_segmenter(name, device):
-    size, number, sky = (64, 7, 0) if name == 'tiny' else (256, 150, 2)
+    size, number, sky = (64, 13, 0) if name == 'tiny' else (256, 150, 2)
     segmenter = load_segmenter(name, device)
     right = len(segmenter.classes) == number and segmenter.classes[sky] == 'sky'
     _hold(name, {f'{number} classes, number {sky} is sky': right})

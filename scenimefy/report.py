@@ -58,7 +58,7 @@ def draw_histogram(lines:list, cfg, dark:bool=False):
     return fig
 
 # %% ../nbs/08b_report.ipynb #exp-masks
-_NATURAL = dict(sky='8ec5ea', mountain='8c7aa9', water='2f6fb0', sea='2f6fb0', river='4b86c4', lake='4b86c4',
+_NATURAL = dict(sky='8ec5ea', mountain='8c7aa9', water='2f6fb0', sea='1d4a86', river='4b86c4', lake='4b86c4',
                 tree='1f6b3a', grass='8fc04e', field='b9cf6a', plant='4d9a4a', earth='b98a52', sand='e2cf9a',
                 rock='7a7a80', road='5a5a5a', path='d0a86a', house='d1495b', building='b0413e', wall='c9b8a0',
                 fence='9a7b4f', person='f2a541')

@@ -27,8 +27,8 @@ from .world import CLASSES, HELD_OUT, MIXES, captions, scenes
 class ClipSettings(Settings):
     "How the tiny CLIP is trained."
     base:     str   = opt('bake', 'preset that the values started from', 'ours')
-    scenes:   int   = opt(6000, 'scenes drawn once, in both styles', 'ours', 'scenes', lo=32, hi=HELD_OUT)
-    steps:    int   = opt(900, 'length of the training', 'ours', 'steps', lo=1)
+    scenes:   int   = opt(8000, 'scenes drawn once, in both styles', 'ours', 'scenes', lo=32, hi=HELD_OUT)
+    steps:    int   = opt(1400, 'length of the training', 'ours', 'steps', lo=1)
     batch:    int   = opt(48, 'scenes of a step, seen whole, in both styles', 'ours', 'scenes', lo=2)
     crops:    int   = opt(16, 'pieces of a step, two from each scene, in both styles', 'ours', 'pieces', lo=2)
     lr:       float = opt(1e-3, 'largest step size of AdamW', 'ours', lo=0., hi=1.)
@@ -50,8 +50,8 @@ class ClipSettings(Settings):
 class SegmenterSettings(Settings):
     "How the tiny segmenter is trained."
     base:     str   = opt('bake', 'preset that the values started from', 'ours')
-    scenes:   int   = opt(4000, 'scenes drawn once, in both styles', 'ours', 'scenes', lo=32, hi=HELD_OUT)
-    steps:    int   = opt(1200, 'length of the training', 'ours', 'steps', lo=1)
+    scenes:   int   = opt(6000, 'scenes drawn once, in both styles', 'ours', 'scenes', lo=32, hi=HELD_OUT)
+    steps:    int   = opt(2200, 'length of the training', 'ours', 'steps', lo=1)
     batch:    int   = opt(16, 'images of a step, half of them anime', 'ours', 'images', lo=2)
     lr:       float = opt(1e-3, 'largest step size of AdamW', 'ours', lo=0., hi=1.)
     seed:     int   = opt(0, 'start of everything random', 'ours', lo=0)

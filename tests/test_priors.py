@@ -82,7 +82,7 @@ def test_clip_contract(make):
     gradient(clip.tokens, x, clip)
     refuses(clip, x); refuses(clip.tokens, x)
     assert clip(x*1.5, check=False).isfinite().all()
-    assert clip.text(['a landscape by day with a lake']).shape == (1, e.shape[1])
+    assert clip.text(['lake by day with mountains']).shape == (1, e.shape[1])
 
 
 @pytest.mark.parametrize('make', [lambda: P.load_perceptual('tiny'), real_vgg, real_lpips],
@@ -101,7 +101,7 @@ def test_perceptual_contract(make):
 
 
 @pytest.mark.parametrize('make, queries, classes',
-                         [(lambda: P.load_segmenter('tiny'), 10, 7), (real_segmenter, 100, 150)],
+                         [(lambda: P.load_segmenter('tiny'), 16, 13), (real_segmenter, 100, 150)],
                          ids=['tiny', 'real'])
 def test_segmenter_contract(make, queries, classes):
     segmenter, x = make(), world()
@@ -261,7 +261,7 @@ def test_every_caption_of_the_world_can_be_read():
     assert ids.shape == (2000, P._LENGTH) and (ids.max(1).values == P._END).all()
     assert ((ids == P._END).sum(1) == 1).all()
     assert len(torch.unique(ids, dim=0)) == len(set(texts))  # different captions stay different
-    for text, why in (('a landscape with a castle', 'castle'), ('lake '*12, 'at most')):
+    for text, why in (('meadow with a castle', 'castle'), ('lake '*12, 'at most')):
         with pytest.raises(UserError, match=why): P.tokenize([text])
 
 
@@ -282,9 +282,10 @@ def test_bundled_file(name):
     about = P.read_header(path)
     scores, settings = json.loads(about['scores']), json.loads(about['settings'])
     assert int(about['seconds']) > 0 and settings['seed'] >= 0 and settings['steps'] > 100
+    assert settings == {'clip': T.ClipSettings, 'segmenter': T.SegmenterSettings}[name]().to_dict()
     if name == 'clip':
         assert min(scores['photo_top5'], scores['anime_top5']) >= .93 and scores['cos_pairs'] > .8
-    else: assert min(scores['photo_miou'], scores['anime_miou']) >= .88
+    else: assert min(scores['photo_miou'], scores['anime_miou']) >= .80
 
 
 @pytest.mark.parametrize('name', FILES)
@@ -396,7 +397,7 @@ def ade(tmp_path, monkeypatch):
 def test_mask2former_takes_a_file_that_fits_exactly(ade):
     segmenter = P.load_segmenter('mask2former')
     assert len(segmenter.classes) == 150 and segmenter.classes[2] == 'sky'
-    assert segmenter(world(1))[0].shape == (1, 10, 151)
+    assert segmenter(world(1))[0].shape == (1, 16, 151)
     good = load_file(ade)
     key = next(k for k in good if k.endswith('class_predictor.weight'))
     for bad, text in (({k: v for k, v in good.items() if k != key}, f'{key} is missing'),
@@ -518,13 +519,13 @@ def test_pieces_are_crops():
 
 
 def test_segmenter_loss_wants_the_truth():
-    truth = torch.randint(0, 7, (2, 8, 8), generator=torch.Generator().manual_seed(0))
+    truth = torch.randint(0, 13, (2, 8, 8), generator=torch.Generator().manual_seed(0))
     truth[truth == 3] = 0
-    cls, masks = torch.full((2, 10, 8), -15.), torch.full((2, 10, 8, 8), -15.)
-    cls[..., 7] = 15.
-    for k in range(7):
+    cls, masks = torch.full((2, 16, 14), -15.), torch.full((2, 16, 8, 8), -15.)
+    cls[..., 13] = 15.
+    for k in range(13):
         if k == 3: continue
-        cls[:, k, 7], cls[:, k, k] = -15., 15.
+        cls[:, k, 13], cls[:, k, k] = -15., 15.
         masks[:, k] = torch.where(truth == k, 15., -15.)
     perfect = sum(T._segmenter_loss(cls, masks, truth).values())
     assert perfect < 1e-3
@@ -600,7 +601,7 @@ def test_scenes_of_all_three_mixes_are_drawn():
 def test_mirrored_pictures_have_mirrored_labels(tmp_path, monkeypatch):
     """A world in which the color says the class: picture and truth that reach the loss agree in every pixel.
     Layers are averaged."""
-    kinds = torch.randint(0, 7, (40, 64, 64), generator=torch.Generator().manual_seed(0))
+    kinds = torch.randint(0, 13, (40, 64, 64), generator=torch.Generator().manual_seed(0))
     picture = (kinds*20)[:, None].expand(-1, 3, -1, -1).byte()
     monkeypatch.setattr(T, '_drawn', lambda *a, **k: dict(photo=picture, anime=picture, labels=kinds.byte()))
     monkeypatch.setattr(T, '_disturbed', lambda x, draw: x)
