@@ -179,7 +179,7 @@ class SemisupSettings(_Objective):
     gamma_start: float = opt(50., 'flatness of the hard-negative weights, before the first epoch',
                              'released code', lo=1e-3)
     gamma_end:   float = opt(10., 'the same, in the last epoch', 'released code', lo=1e-3)
-    tone:        str   = opt('own', "whose tone the terms see: the network's, the photo's, or the style's", 'ours',
+    tone:        str   = opt('own', "whose tone terms see: the network's, the photo's or the style's", 'ours',
                              choices=('own', 'photo', 'style'))
     ema:         float = opt(0., 'decay of the averaged translator; 0: none', 'ours: steadies small models',
                              lo=0., hi=.99999)
