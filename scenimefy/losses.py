@@ -174,7 +174,7 @@ def color_blocks(a:Tensor,    # (B,3,H,W) in [-1,1], with gradient
 def copy_error(a:Tensor,   # (B,3,H,W) in [-1,1], with gradient
                b:Tensor    # (B,3,H,W) in [-1,1], the photo
               ) -> Tensor: # () mean absolute difference
-    "How far `a` is from a copy of `b`, once 12 numbers per image have matched the tone; a tenth without them."
+    "How far `a` is from a copy of `b` once the tone is matched, and a tenth of how far without."
     return (match_tone(a, b) - b).abs().mean() + .1*(a - b).abs().mean()   # L_copy
 
 # %% ../nbs/06_losses.ipynb #eq-softplus

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BRANCHES', 'TERMS', 'Term', 'over_taps', 'load_content', 'only', 'without_branch', 'SemisupSettings', 'term_weights',
-           'Networks', 'make_optimizers', 'lr_factor', 'draw_ids', 'View', 'plain_step', 'FastView', 'fast_step',
-           'sample_sheet', 'fit_palette', 'Run', 'train']
+           'Networks', 'make_optimizers', 'lr_factor', 'draw_ids', 'View', 'plain_step', 'OnePass', 'FastView',
+           'fast_step', 'sample_sheet', 'fit_palette', 'Run', 'train']
 
 # %% ../nbs/09_semisup.ipynb #exp-imports
 import contextlib, dataclasses, functools
@@ -145,6 +145,10 @@ def _check_sizes(cfg):
     if len(cfg.betas) != 2:
         raise SettingsError(f'betas = {cfg.betas} must be two numbers, such as 0.5,0.999')
 
+def _check_terms(cfg):
+    if not any(term_weights(cfg, 1).values()):
+        raise SettingsError('every term has weight 0: nothing would be learned')
+
 # %% ../nbs/09_semisup.ipynb #exp-settings
 @dataclass(frozen=True)
 class SemisupSettings(_Objective):
@@ -175,8 +179,7 @@ class SemisupSettings(_Objective):
     gamma_start: float = opt(50., 'flatness of the hard-negative weights, before the first epoch',
                              'released code', lo=1e-3)
     gamma_end:   float = opt(10., 'the same, in the last epoch', 'released code', lo=1e-3)
-    tone:        str   = opt('own', "tone of a translation before any term sees it: the network's own, the photo's, "
-                             "or the photo's in the colors of the style", 'ours',
+    tone:        str   = opt('own', "whose tone terms see: the network's, the photo's or the style's", 'ours',
                              choices=('own', 'photo', 'style'))
     ema:         float = opt(0., 'decay of the averaged translator; 0: none', 'ours: steadies small models',
                              lo=0., hi=.99999)
@@ -185,8 +188,7 @@ class SemisupSettings(_Objective):
     def __post_init__(self):
         super().__post_init__()
         _check_sizes(self)
-        if not any(term_weights(self, 1).values()):
-            raise SettingsError('every term has weight 0: nothing would be learned')
+        _check_terms(self)
 
 # %% ../nbs/09_semisup.ipynb #exp-weights
 def term_weights(cfg, epoch:int # 1…cfg.epochs
@@ -242,13 +244,14 @@ def lr_factor(epoch:int, n_epochs:int=20) -> float:
     half = n_epochs//2
     return 1. if epoch <= half else 1 - (epoch - half)/(n_epochs - half + 1)
 
-# %% ../nbs/09_semisup.ipynb #exp-helpers
+# %% ../nbs/09_semisup.ipynb #exp-draw-ids
 def draw_ids(cfg:SemisupSettings, step:int, device='cpu', rank:int=0) -> dict:
     "The patches that step `step` looks at, for each head: {'F': [ids per tap], 'F_s': …}."
     maps = [torch.empty(()).expand(1, *shape) for shape in tap_shapes(cfg.size, cfg.size)]  # without memory
     def draw(head): return sample_ids(maps, cfg.n_patches, seeded('patches', head, cfg.seed, step, rank))
     return {head: [ids.to(device) for ids in draw(head)] for head in ('F', 'F_s')}
 
+# %% ../nbs/09_semisup.ipynb #exp-helpers
 class View:
     "What the terms of one step may look at. Rows are (queries, keys): two lists over the taps of (B,S,dim)."
     def __init__(self, nets, batch, ids, cfg, epoch, content_loss=None):
@@ -310,8 +313,8 @@ def plain_step(nets, optims, batch, ids, cfg, epoch, content_loss=None, sync_gra
     return {**log, **terms, 'total': total}
 
 # %% ../nbs/09_semisup.ipynb #exp-fast
-class FastView(View):
-    "The same things to look at, from one pass through G."
+class OnePass(View):
+    "All translations of a step from one pass through G."
     def __init__(self, nets, batch, ids, cfg, epoch, content_loss, amp, used): # used: inputs of G, 'x y xp'
         super().__init__(nets, batch, ids, cfg, epoch, content_loss)
         self.amp, self.n = amp, len(self.x)
@@ -327,6 +330,10 @@ class FastView(View):
 
     def score(self, *args):
         with self.amp(): return super().score(*args).float()
+
+# %% ../nbs/09_semisup.ipynb #exp-fast-rows
+class FastView(OnePass):
+    "The same things to look at as in a `View`, with less work."
     def keys(self, head, name):
         "2 saves memory: keys get no gradient, so nothing is recorded for them."
         with torch.no_grad():
@@ -421,6 +428,19 @@ def _take_over(G, start): # a name or file, as in `load_translator`
                             f'{G.ngf} and {G.n_blocks}; set both to those of the file')
     G.load_state_dict(given.state_dict())
 
+def _newborn(cfg, pairs, start) -> Networks:
+    "The networks of a run, with the palette of its pairs and the weights of `start` if these are wanted."
+    nets = Networks(cfg)
+    if cfg.tone == 'style': nets.palette.copy_(fit_palette(pairs))
+    if start: _take_over(nets.G, start)
+    return nets
+
+def _finished(run) -> ResnetGenerator:
+    "The translator as it is written: the average if there is one, with the palette it was trained for."
+    net, palette = run.ema or run.nets.G, run.nets.palette
+    net.palette = None if palette is None else palette.cpu()
+    return net
+
 # %% ../nbs/09_semisup.ipynb #exp-run
 class Run(TrainingRun):
     "The state of one translator training."
@@ -432,10 +452,8 @@ class Run(TrainingRun):
                      PairedSet(pairs, cfg.size, cfg.load_size, cfg.seed))
         self.epoch_steps = cfg.epoch_steps or max(1, len(self.sets[0])//(cfg.batch*self.world_size))
         self.n_steps = self.epoch_steps*cfg.epochs
-        self.nets = Networks(cfg)
-        if cfg.tone == 'style': self.nets.palette.copy_(fit_palette(self.sets[1]))
-        self.nets = self.nets.to(self.device, memory_format=self.layout)
-        if start: _take_over(self.nets.G, start)
+        nets = _newborn(cfg, self.sets[1], start)
+        self.nets = nets.to(self.device, memory_format=self.layout)
         self.optims = make_optimizers(self.nets, cfg)
         if cfg.ema:
             self.ema = ResnetGenerator(3, 3, cfg.ngf, cfg.n_blocks).to(self.device)
@@ -457,17 +475,11 @@ class Run(TrainingRun):
     def sheet(self) -> torch.Tensor:
         unpaired, paired = self.sets
         def first(s, k): return torch.stack([s[i][k] for i in range(3)]).to(self.device)
-        return sample_sheet(self.finished(), first(unpaired, 0), first(paired, 0), first(paired, 1))
-
-    def finished(self) -> ResnetGenerator:
-        "The translator as it is written: the average if there is one, with the palette it was trained for."
-        net, palette = self.ema or self.nets.G, self.nets.palette
-        net.palette = None if palette is None else palette.cpu()
-        return net
+        return sample_sheet(_finished(self), first(unpaired, 0), first(paired, 0), first(paired, 1))
 
     def export(self):
         about = dict(settings=self.cfg.to_json(), step=str(self.step))
-        if self.main: save_translator(self.finished(), self.folder/self.result, **about)
+        if self.main: save_translator(_finished(self), self.folder/self.result, **about)
 
 # %% ../nbs/09_semisup.ipynb #exp-train
 def train(cfg:SemisupSettings, # the settings

@@ -147,7 +147,7 @@ def stylize(image,               # path, PIL image, or uint8 array (H,W), (H,W,3
             device:str='auto',   # 'auto', 'cpu', 'cuda', 'mps'; 'auto' leaves a network where it is
             precision:str=None,  # 'fp32' or 'bf16'; None: as a network is, 'fp32' for a file
             max_pixels:int=None, # of a file; larger ones are refused. Default: `data.MAX_PIXELS`
-            tone:bool=None       # give the scene the photo's broad light and colors; None: if the network has a palette
+            tone:bool=None       # give the scene its photo's broad tone; None: if the network has a palette
            ) -> Image.Image:     # RGB, or RGBA if the photo has transparency; the size of the photo
     "One photo as an anime scene."
     picture, alpha = _picture(image, max_pixels)

@@ -398,7 +398,8 @@ def save_translator(net:ResnetGenerator, # what is written
     tensors = {k: v.detach().to(kind).cpu().clone(memory_format=torch.contiguous_format)
                for k, v in net.state_dict().items()}
     about = dict(format='scenimefy.translator', in_ch=net.in_ch, out_ch=net.out_ch, ngf=net.ngf,
-                 n_blocks=net.n_blocks, palette=None if net.palette is None else net.palette.tolist(), **metadata)
+                 n_blocks=net.n_blocks, **metadata)
+    if net.palette is not None: about['palette'] = net.palette.tolist()
     about = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
     with atomic_path(path) as tmp: save_file(tensors, tmp, about)
     return path
@@ -442,7 +443,8 @@ def _palette_of(path) -> 'torch.Tensor | None':
     if text == 'null': return None
     try: palette = torch.tensor(json.loads(text), dtype=torch.float32)
     except (ValueError, TypeError): palette = torch.empty(0)
-    if palette.shape != (3, 4): raise WeightsError(f'{path}: its palette is {text}, not three rows of four numbers')
+    if palette.shape != (3, 4):
+        raise WeightsError(f'{path}: its palette is {text}, not three rows of four numbers')
     return palette
 
 # %% ../nbs/04_translator.ipynb #exp-load

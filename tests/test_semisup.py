@@ -381,7 +381,8 @@ def test_terms_see_the_tone_that_was_asked_for(tone):
         assert logs[-1]['content'].item() == pytest.approx(color_blocks(fake, goal).item(), rel=1e-4)
         fooled = .5*(real_or_not[0]**2).mean() + .5*((real_or_not[1] - 1)**2).mean()
         assert logs[-1]['D'].item() == pytest.approx(fooled.item(), rel=1e-4)
-    for name, value in logs[0].items(): assert logs[1][name].item() == pytest.approx(value.item(), rel=1e-4), name
+    for name, value in logs[0].items():
+        assert logs[1][name].item() == pytest.approx(value.item(), rel=1e-4), name
 
 
 def test_anime_keeps_its_own_tone_and_a_pair_has_the_tone_of_its_anime_side():
@@ -432,7 +433,8 @@ def test_a_training_begins_with_the_weights_it_is_given(folders, tmp_path):
     file = save_translator(given, tmp_path/'given.safetensors')
     still = TOY.but(lr=1e-12, epochs=2, epoch_steps=1)
     made = load_translator(train(still, *folders, tmp_path/'run', start=file))
-    for a, b in zip(made.state_dict().values(), given.state_dict().values()): assert (a - b).abs().max() < 1e-6
+    want = given.state_dict()
+    for name, value in made.state_dict().items(): assert (value - want[name]).abs().max() < 1e-6
     other = load_translator(train(still, *folders, tmp_path/'other'))
     assert (other.model[1].weight - given.model[1].weight).abs().max() > .01
     with pytest.raises(SettingsError, match='set both'):

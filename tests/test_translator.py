@@ -359,7 +359,7 @@ def test_matching_moves_no_edge_and_bears_blank_pictures():
     scene[..., 16:] = .5
     photo = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     out = match_tone(scene, photo)
-    assert (out[..., :16] - out[..., :1]).abs().max() < 1e-6 and (out[..., 16:] - out[..., -1:]).abs().max() < 1e-6
+    for half in (out[..., :16], out[..., 16:]): assert (half - half[..., :1]).abs().max() < 1e-6
     blank = match_tone(torch.full((1, 3, 8, 8), .3), photo)
     torch.testing.assert_close(blank.mean((2, 3)), photo.mean((2, 3)), rtol=0, atol=1e-4)
     assert blank.isfinite().all() and match_tone(scene, torch.zeros_like(scene)).abs().max() < .01
@@ -377,7 +377,8 @@ def test_a_file_remembers_the_palette_of_its_network(tmp_path):
     for wrong in (torch.eye(3), torch.ones(12)):
         net.palette = wrong
         save_translator(net, tmp_path/'net.safetensors')
-        with pytest.raises(WeightsError, match='three rows of four'): load_translator(tmp_path/'net.safetensors')
+        with pytest.raises(WeightsError, match='three rows of four'):
+            load_translator(tmp_path/'net.safetensors')
 
 
 def test_a_map_of_colors_by_hand():
@@ -386,7 +387,8 @@ def test_a_map_of_colors_by_hand():
     maps = torch.tensor([[0, 1., 0, 0], [2., 0, 0, .1], [0, 0, 1., -.5]])
     want = torch.tensor([.2, .3, -.1]).view(1, 3, 1, 1).expand(1, 3, 2, 2)
     torch.testing.assert_close(map_colors(x, maps), want)
-    torch.testing.assert_close(map_colors(torch.cat([x, x]), torch.stack([maps, torch.eye(3, 4)])), torch.cat([want, x]))
+    both = torch.stack([maps, torch.eye(3, 4)])
+    torch.testing.assert_close(map_colors(torch.cat([x, x]), both), torch.cat([want, x]))
     scene, photo = scenes_and_photo(32, 32)
     shown = as_shown(scene, photo, torch.eye(3, 4)*.5)
     assert (shown - .5*photo).abs().mean() < .03 and as_shown(scene, photo, None) is scene
