@@ -79,6 +79,7 @@ class BaselineSettings(SemisupSettings):
     method:    str   = opt('CUT', 'whose losses', 'ours', choices=tuple(RECIPES))
     content:   str   = opt('none', "what the content term compares: the tiny CLIP's patch tokens",
                            'CartoonGAN, AnimeGAN: there VGG-19', choices=('none', 'tokens'))
+    tone:      str   = opt('own', 'whose tone terms see', 'ours', choices=('own',))
     lam_edge:  float = opt(0., 'anime with smoothed edges, as fakes for the critic',
                            'CartoonGAN 1, AnimeGAN 0.1', lo=0.)
     lam_gram:  float = opt(0., 'distance of Gram matrices to grayscale anime', 'AnimeGAN', lo=0.)

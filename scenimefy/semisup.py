@@ -146,6 +146,9 @@ def _check_sizes(cfg):
         raise SettingsError(f'betas = {cfg.betas} must be two numbers, such as 0.5,0.999')
 
 def _check_terms(cfg):
+    if cfg.lam_copy and cfg.tone != 'own':
+        raise SettingsError(f"tone = {cfg.tone!r} hides from the copy term whether G paints a negative; "
+                            "leave tone at 'own' as long as lam_copy is above 0")
     if not any(term_weights(cfg, 1).values()):
         raise SettingsError('every term has weight 0: nothing would be learned')
 

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from .core import (SettingsError, UserError, atomic_path, bf16_note, check_images, pick_device,
                             to_image, to_model)
 from .data import ImageError, as_rgb, find_images, read_image
-from .translator import ResnetGenerator, load_translator, as_shown
+from .translator import ResnetGenerator, as_shown, load_translator
 from .weights import FULL, find_weights
 
 # %% ../nbs/10_stylize.ipynb #exp-pad

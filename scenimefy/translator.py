@@ -442,9 +442,9 @@ def _palette_of(path) -> 'torch.Tensor | None':
     with safe_open(path, 'pt') as file: text = (file.metadata() or {}).get('palette', 'null')
     if text == 'null': return None
     try: palette = torch.tensor(json.loads(text), dtype=torch.float32)
-    except (ValueError, TypeError): palette = torch.empty(0)
-    if palette.shape != (3, 4):
-        raise WeightsError(f'{path}: its palette is {text}, not three rows of four numbers')
+    except (ValueError, TypeError, RuntimeError, OverflowError): palette = torch.empty(0)
+    if palette.shape != (3, 4) or not palette.isfinite().all():
+        raise WeightsError(f'{path}: its palette is {text}, not three rows of four finite numbers')
     return palette
 
 # %% ../nbs/04_translator.ipynb #exp-load

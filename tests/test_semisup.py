@@ -421,6 +421,12 @@ def test_the_palette_of_a_style_is_fitted_and_travels_with_run_and_file(tmp_path
     assert photo.palette.equal(torch.eye(3, 4)) and own.palette is None
 
 
+def test_a_copy_learns_with_its_own_tone():
+    for tone in ('photo', 'style'):
+        with pytest.raises(SettingsError, match='negative'): TOY.but(lam_copy=1., tone=tone)
+    assert TOY.but(lam_copy=1.).tone == 'own'
+
+
 def test_only_switches_the_rest_off():
     cfg = SemisupSettings().but(content='color').but(**only(src=.5))
     assert {name: w for name, w in term_weights(cfg, 1).items() if w} == {'src': .5}

@@ -374,9 +374,14 @@ def test_a_file_remembers_the_palette_of_its_network(tmp_path):
     assert load_translator(save_translator(net, tmp_path/'net.safetensors')).palette.equal(net.palette)
     torch.save(net.state_dict(), tmp_path/'net.pth')
     assert load_translator(tmp_path/'net.pth').palette is None
-    for wrong in (torch.eye(3), torch.ones(12)):
+    for wrong in (torch.eye(3), torch.ones(12), torch.full((3, 4), torch.nan)):
         net.palette = wrong
         save_translator(net, tmp_path/'net.safetensors')
+        with pytest.raises(WeightsError, match='three rows of four'):
+            load_translator(tmp_path/'net.safetensors')
+    net.palette = None
+    for text in ('warm', '{"a": 1}', '[[1], [1, 2]]', '[[1' + '0'*400 + ', 0, 0, 0]]'):
+        save_translator(net, tmp_path/'net.safetensors', palette=text)
         with pytest.raises(WeightsError, match='three rows of four'):
             load_translator(tmp_path/'net.safetensors')
 
