@@ -232,8 +232,8 @@ def stylize_command(
         '-o', '--out', metavar='DIR|FILE', show_default=False,
         help='For the anime scenes; of a single photo also a file, such as scene.png.')],
     weights: Annotated[str, typer.Option(
-        metavar='NAME|FILE', help='tiny (a toy, bundled), shinkai (fetched on first use), '
-                                  'a .safetensors or a .pth file.')] = 'shinkai',
+        metavar='NAME|FILE', help='drawn (bundled, free), shinkai (the paper\'s, non-commercial, fetched on '
+                                  'first use), a .safetensors or a .pth file.')] = 'drawn',
     device: _Device = 'auto',
     precision: Annotated[Optional[str], typer.Option(
         metavar='fp32|bf16', show_default=False,
@@ -387,11 +387,15 @@ def bake_command(
     out: Annotated[Path, _folder('For the networks, their logs and scores.', '-o', '--out')],
     names: Annotated[Optional[List[str]], typer.Argument(
         metavar='[NAME...]', show_default=False,
-        help='clip, segmenter, stylegan, stylegan-anime, tiny; all of them if none is named.')] = None,
+        help='clip, segmenter, stylegan, stylegan-anime, copy, drawn; all of them if none is named.')] = None,
+    photos: Annotated[Optional[List[Path]], _folder(
+        'Real photographs for the translators, beside the drawn ones; name several folders for equal '
+        'shares.', '--photos')] = None,
     device: _Device = 'auto'):
-    "Train the bundled toy networks again: a night on a CPU. The same line goes on where it was stopped."
+    "Train the bundled networks again: a night on a CPU. The same line goes on where it was stopped."
     from scenimefy.bake import bake
-    for name in bake(names, out, device=device, say=typer.echo): typer.echo(out/f'{name}.safetensors')
+    made = bake(names, out, device=device, say=typer.echo, photos=photos or ())
+    for name in made: typer.echo(out/f'{name}.safetensors')
 
 # %% ../nbs/15_cli.ipynb #exp-evaluate
 _Reference = Annotated[Path, typer.Argument(

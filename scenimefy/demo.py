@@ -25,9 +25,9 @@ from .runs import Stopped, read_history
 from .selection import SelectSettings, StyleganPairs, choose, make_pairs, read_scores
 from .semisup import TERMS, SemisupSettings, train
 from .stylize import stylize
-from .translator import load_translator
+from .translator import load_translator, map_colors
 from .painters import render, write_world
-from .world import HELD_OUT, caption, is_daytime, scenes
+from .world import HELD_OUT, caption
 
 # %% ../nbs/14b_demo.ipynb #exp-settings
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DemoSettings(Settings):
     keep_best: float = opt(.75, 'share of the generated pairs that is kept', 'ours: a rule for few pairs',
                          lo=.01, hi=1.)
     n_codes:   int = opt(6, 'codes shown before and after Stage 1', 'ours', unit='codes', lo=1)
-    n_test:    int = opt(100, 'held-out daytime scenes to measure on', 'ours', unit='scenes', lo=2)
+    n_test:    int = opt(100, 'held-out scenes to measure on', 'ours', unit='scenes', lo=2)
     test_size: int = opt(64, 'side of a measured scene', 'ours: the size trained at', unit='px',
                          lo=16, hi=1024)
     n_show:    int = opt(4, 'held-out scenes on the page', 'ours', unit='scenes', lo=1)
@@ -127,10 +127,12 @@ def _fit_finetune(cfg, seconds:float, source, anime): # `cfg`: FinetuneSettings
     steps = max(1, round(seconds/each))
     return cfg.but(steps=steps, ema=_short_memory(cfg.ema, steps))
 
+_START = 'copy'   # the bundled network that Stage 3 begins from
+
 def _fit_train(cfg, seconds:float, *folders): # `cfg`: SemisupSettings; photos, anime, pairs
     "`cfg` with as many steps of Stage 3 per epoch as fit."
     trial = cfg.but(epochs=2, epoch_steps=6, log_every=1)
-    each = _seconds_per_step(lambda run, tick: train(trial, *folders, run, on_step=tick))
+    each = _seconds_per_step(lambda run, tick: train(trial, *folders, run, on_step=tick, start=_START))
     per_epoch = max(1, round(seconds/each/cfg.epochs))
     return cfg.but(epoch_steps=per_epoch, ema=_short_memory(cfg.ema, cfg.epochs*per_epoch))
 
@@ -171,13 +173,6 @@ def _draw_losses(log:dict, dark:bool=False, cols:int=5):
     fig.tight_layout(pad=.4)
     return fig
 
-# %% ../nbs/14b_demo.ipynb #exp-measure
-def _held_out(n:int) -> list: # integer seeds ≥ HELD_OUT
-    "The first `n` held-out scenes that are in daylight."
-    seeds = list(range(HELD_OUT, HELD_OUT + 6*n + 60))
-    daytime = is_daytime(scenes(seeds)).tolist()
-    return [seed for seed, day in zip(seeds, daytime) if day][:n]
-
 # %% ../nbs/14b_demo.ipynb #exp-truth
 @torch.no_grad()
 def _to_truth(nets:dict,       # {name: function from images to images}
@@ -195,6 +190,15 @@ def _to_truth(nets:dict,       # {name: function from images to images}
             distance = perceptual(made, truth) if perceptual else torch.zeros_like(l1)
             found[name].append(torch.stack([l1, distance]))
     return {name: torch.cat(parts, 1) for name, parts in found.items()}
+
+# %% ../nbs/14b_demo.ipynb #exp-compared
+_PHOTO, _PALETTE, _HERE, _OURS = 'the photo itself', 'its colors alone', 'trained here', 'bundled'
+
+def _compared(trained, bundled) -> dict: # {name: function from photos to scenes}
+    "What is measured: doing nothing, the palette without a network, and the two translators."
+    compared = {_PHOTO: lambda x: x}
+    if trained.palette is not None: compared[_PALETTE] = lambda x: map_colors(x, trained.palette).clamp(-1, 1)
+    return compared | {_HERE: trained.paint, _OURS: bundled.paint}
 
 # %% ../nbs/14b_demo.ipynb #exp-gain
 def _gain(before, after) -> dict: # percent, its standard error, scenes improved
@@ -252,10 +256,10 @@ def _photos_html(photos:list, small:int) -> Markup: # photos: list of Shown
             figures.append(figure_html(s.small, f'translated at {s.small.width} × {s.small.height}'))
         figures.append(figure_html(s.output, f'translated at {w} × {h} in {s.seconds:.1f} s'))
         rows.append(grid_html(figures, len(figures)))
-    text = ('By the translator that comes with the package. It has never seen a real photo; all it knows is '
-            'a world of drawn hills, lakes, trees and clouds. Its brush is a few pixels wide, so size '
-            f'matters: shrunk to {small} px a photo is repainted in broad strokes, at full size it keeps its '
-            'detail and is mostly recolored.')
+    text = ('By drawn, the translator that comes with the package. It learned from a drawn anime world and '
+            'from free photographs, on a CPU. Its brush is a few pixels wide, so size matters: shrunk to '
+            f'{small} px a photo is repainted in broader strokes, at full size it keeps its detail and is '
+            'mostly recolored.')
     return section_html('Your photos', text, *rows)
 
 # %% ../nbs/14b_demo.ipynb #exp-scenesection
@@ -264,7 +268,7 @@ def _scenes_html(shown:list) -> Markup:
     figures = []
     for s in shown:
         figures += [figure_html(s.photo, s.name), figure_html(s.trained, 'trained here, a moment ago'),
-                    figure_html(s.output, 'bundled: the same method, given more time'),
+                    figure_html(s.output, 'bundled: larger, given hours and real photographs'),
                     figure_html(s.truth, 'the truth: the same scene, drawn as anime')]
     text = ('From left to right: a drawn “photo”; what the translator made of it that was trained on this '
             'computer just now; what the bundled one made of it; what the world’s own anime painter draws '
@@ -328,10 +332,10 @@ def _measure_html(scores:dict, size:int) -> Markup: # scores: of `_to_truth`, th
             closer = (f'{r["percent"]:.0f} ± {r["error"]:.0f} % {r["word"]}, '
                       f'better on {r["better"]} of {n}')
         rows.append((name, f'{s[0].mean():.3f}', f'{s[1].mean():.2f}', closer))
-    text = (f'Distance to the true anime rendering on {n} held-out daytime scenes at {size} px: the mean '
-            'absolute difference (L1, images in [-1, 1]), and a distance in the features of the tiny CLIP, '
-            'which minds blur more. Dusk is left out on purpose: these small networks forget the overall '
-            'tone of a picture and paint day.')
+    text = (f'Distance to the true anime rendering on {n} held-out scenes of all hours at {size} px: the '
+            'mean absolute difference (L1, images in [-1, 1]), and a distance in the features of the tiny '
+            'CLIP, which minds blur more. “Its colors alone” is the photo in the colors of the style, '
+            'without any network: what the translators add begins there.')
     table = table_html(rows, ('compared with the truth', 'L1', 'features', 'L1, against the photo'))
     return section_html('How close to the truth?', text, table)
 
@@ -355,7 +359,8 @@ _TOY = ('The world is drawn by a program: thirteen kinds of things, no people, n
         'All networks are small and see 64 px instead of 256: the generators, the segmenter, the '
         'translators, and the CLIP that holds the scene. All of them were trained by us on drawn pictures.',
         'Stage 1 and Stage 3 ran for a minute together; the paper trains Stage 3 for 1.8 million steps.',
-        'The bundled translator went through the same stages on the same kind of data, with more time.')
+        'Stage 3 began from a network that had learned to copy its photo; that took minutes elsewhere.',
+        'The bundled translator is larger. It had hours, real photographs, and pairs drawn by the world.')
 
 def _quoted(path) -> str:
     "A path as one types it in a shell."
@@ -365,10 +370,12 @@ def _quoted(path) -> str:
 # %% ../nbs/14b_demo.ipynb #exp-nextsection
 def _next_html(weights) -> Markup: # file of the translator that was trained here
     "The section that says what is toy, and the one with commands to try."
-    stylize_to = 'scenimefy stylize PHOTO.jpg -o styled --weights'
-    commands = [('your photos, by the bundled toy', f'{stylize_to} tiny'),
-                ('… by the translator that was trained just now', f'{stylize_to} {_quoted(weights)}'),
-                ('the paper’s network, downloaded on first use', f'{stylize_to} shinkai'),
+    stylize_to = 'scenimefy stylize PHOTO.jpg -o styled'
+    commands = [('your photos, by the bundled translator', stylize_to),
+                ('… by the translator that was trained just now',
+                 f'{stylize_to} --weights {_quoted(weights)}'),
+                ('the paper’s network (non-commercial), downloaded on first use',
+                 f'{stylize_to} --weights shinkai'),
                 ('a style of your own, in three stages (needs a GPU; on this computer add '
                  '--preset tiny to each)', 'scenimefy finetune --anime FRAMES -o painter'),
                 ('', 'scenimefy pairs --target painter/anime.safetensors --count 5000 -o pairs'),
@@ -385,7 +392,7 @@ def _card(r:dict, who:str) -> tuple: # r: of `_gain`
 def _write_page(page, body:Markup, result:dict, n_pairs:int, seconds:dict):
     "Write the finished page: headline numbers, then `body`."
     cards = [_card(result['trained'], f'the translator trained here in {seconds["Stage 3"]:.0f} s'),
-             _card(result['bundled'], 'the bundled one, trained for longer'),
+             _card(result['bundled'], 'the bundled one, larger and trained for hours'),
              (n_pairs, 'pairs painted and selected here, by a generator fine-tuned here'),
              (f'{sum(seconds.values()):.0f} s', f'for all of it, on {_machine()}')]
     lead = Markup('The three stages of <i>Scenimefy</i> (ICCV 2023), one after the other on this computer: a '
@@ -478,7 +485,7 @@ def _run_stages(s, folders, work, first, third, clock, on_step=None) -> tuple:
     clock.start('timing a few steps')
     third = _fit_train(third.but(seed=s.seed), (1 - s.share)*s.seconds, photos, anime, work/'pairs')
     clock.start('Stage 3', f'a translator learns from them, {third.epochs*third.epoch_steps} steps')
-    weights = train(third, photos, anime, work/'pairs', work/'run', on_step=on_step)
+    weights = train(third, photos, anime, work/'pairs', work/'run', on_step=on_step, start=_START)
     return first, second, made_by, segmenter, weights
 
 # %% ../nbs/14b_demo.ipynb #exp-result
@@ -517,7 +524,8 @@ def demo(photos=(),             # files and folders
         ) -> DemoResult:
     "Draw a world, go through the three stages, translate and measure; write it all to `out/index.html`."
     s, out, clock = settings or DemoSettings(), Path(out), Clock(say)
-    first, third = first or FinetuneSettings.preset('tiny'), third or SemisupSettings.preset('tiny')
+    first = first or FinetuneSettings.preset('tiny')
+    third = third or SemisupSettings.preset('tiny').but(tone='style')
     files, failed = _sort_photos(photos)
     for _, reason in failed: say(f'cannot be done: {reason}')
     work = _work_folder(out)
@@ -529,12 +537,11 @@ def demo(photos=(),             # files and folders
         raise Stopped(f'{stopped}; run the demo again') from None
     kept = _keep(made[-1], out)
     clock.start('measuring on held-out scenes')
-    trained, bundled = load_translator(kept), load_translator('tiny')
-    seeds = _held_out(max(s.n_test, s.n_show))
-    nets = {'the photo itself': lambda x: x, 'trained here': trained, 'bundled': bundled}
-    scores = _to_truth(nets, seeds[:s.n_test], s.test_size, load_perceptual('tiny'))
-    before, l1, l1_bundled = (x[0] for x in scores.values())
-    result = dict(trained=_gain(before, l1), bundled=_gain(before, l1_bundled))
+    trained, bundled = load_translator(kept), load_translator('drawn')
+    seeds = list(range(HELD_OUT, HELD_OUT + max(s.n_test, s.n_show)))
+    scores = _to_truth(_compared(trained, bundled), seeds[:s.n_test], s.test_size, load_perceptual('tiny'))
+    l1 = {name: x[0] for name, x in scores.items()}
+    result = dict(trained=_gain(l1[_PHOTO], l1[_HERE]), bundled=_gain(l1[_PHOTO], l1[_OURS]))
     clock.start('translating scenes and photos')
     shown = [_show_scene(bundled, trained, seed, s.show_size) for seed in seeds[:s.n_show]]
     photos = _show_photos(bundled, files, out/'pictures', s.small, failed)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['full_precision', 'lsgan', 'patch_nce', 'jsd', 'relations', 'src', 'hard_negative_weights', 'gamma', 'hdce',
-           'lambda_sup', 'content', 'color_blocks', 'copy_error', 'softplus_critic', 'softplus_generator', 'r1_penalty',
-           'path_length', 'clip_distance']
+           'lambda_sup', 'content', 'color_axes', 'color_blocks', 'toneless', 'copy_error', 'softplus_critic',
+           'softplus_generator', 'r1_penalty', 'path_length', 'clip_distance']
 
 # %% ../nbs/06_losses.ipynb #exp-imports
 import contextlib, functools, math
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .translator import match_tone
+from .translator import instance_norm, match_tone
 
 # %% ../nbs/06_losses.ipynb #exp-precision
 def _widen(v):
@@ -154,6 +154,12 @@ def content(a:Tensor,    # (B,3,H,W) in [-1,1], with gradient
     return F.mse_loss(_widen(features(a)), _widen(goal))
 
 # %% ../nbs/06_losses.ipynb #eq-color
+def color_axes(x:Tensor    # (B,3,H,W) red, green, blue
+              ) -> Tensor: # (B,3,H,W)
+    "Brightness, red against green, yellow against blue: the matrix O."
+    red, green, blue = x.unbind(1)
+    return torch.stack([.299*red + .587*green + .114*blue, red - green, (red + green)/2 - blue], 1)
+
 _BLOCKS = 6, 24   # px; the larger ones see what lies together
 
 @full_precision
@@ -163,19 +169,23 @@ def color_blocks(a:Tensor,    # (B,3,H,W) in [-1,1], with gradient
     "Squared difference of brightness and color, after averaging over blocks of 6 px and of 24 px."
     total = 0.
     for side in _BLOCKS:
-        red, green, blue = F.avg_pool2d(a - b.detach(), side, ceil_mode=True).unbind(1)
-        bright = .299*red + .587*green + .114*blue
-        squares = bright**2 + (red - green)**2 + ((red + green)/2 - blue)**2
-        total = total + squares.mean()/len(_BLOCKS)
+        blocks = F.avg_pool2d(a - b.detach(), side, ceil_mode=True)
+        total = total + color_axes(blocks).square().sum(1).mean()/len(_BLOCKS)
     return total
 
 # %% ../nbs/06_losses.ipynb #eq-copy
+def toneless(x:Tensor) -> Tensor: # (B,3,H,W) in [-1,1]
+    "A photo without its tone: every channel has mean 0 and the same contrast; a dull channel gets less."
+    return (.4*instance_norm(x, eps=.01)).clamp(-1, 1)
+
 @full_precision
 def copy_error(a:Tensor,   # (B,3,H,W) in [-1,1], with gradient
                b:Tensor    # (B,3,H,W) in [-1,1], the photo
               ) -> Tensor: # () mean absolute difference
-    "How far `a` is from a copy of `b` once the tone is matched, and a tenth of how far without."
-    return (match_tone(a, b) - b).abs().mean() + .1*(a - b).abs().mean()   # L_copy
+    "How far `a` is from a copy of `b` once the tone is matched, and a tenth of how far from one without tone."
+    error = color_axes(match_tone(a, b) - b)
+    error = error*error.new_tensor([1., 3., 3.]).view(3, 1, 1)               # colors vary less than light
+    return error.abs().mean() + .1*(a - toneless(b)).abs().mean()            # L_copy
 
 # %% ../nbs/06_losses.ipynb #eq-softplus
 def softplus_critic(real:Tensor, fake:Tensor # scores of any shape

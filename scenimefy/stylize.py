@@ -143,7 +143,7 @@ def _ready(weights, device, precision):
 
 # %% ../nbs/10_stylize.ipynb #exp-stylize
 def stylize(image,               # path, PIL image, or uint8 array (H,W), (H,W,3) or (H,W,4)
-            weights='shinkai',   # 'tiny', 'shinkai', a weights file, or a `ResnetGenerator`
+            weights='drawn',   # 'drawn', 'shinkai', a weights file, or a `ResnetGenerator`
             device:str='auto',   # 'auto', 'cpu', 'cuda', 'mps'; 'auto' leaves a network where it is
             precision:str=None,  # 'fp32' or 'bf16'; None: as a network is, 'fp32' for a file
             max_pixels:int=None, # of a file; larger ones are refused. Default: `data.MAX_PIXELS`
@@ -339,7 +339,7 @@ def _make_folder(out):
 # %% ../nbs/10_stylize.ipynb #exp-stylize-folder
 def stylize_folder(paths,                # files and folders, or one of them
                    out,                  # folder; mirrors the tree of the photos
-                   weights='shinkai', device:str='auto', precision:str=None,    # as in `stylize`
+                   weights='drawn', device:str='auto', precision:str=None,    # as in `stylize`
                    max_pixels:int=None, tone:bool=None,   # as in `stylize`
                    progress:bool=True    # show a bar
                   ) -> Report:           # what became of every photo
@@ -381,7 +381,7 @@ def _one_photo(paths, out):
 # %% ../nbs/10_stylize.ipynb #exp-stylize-file
 def stylize_file(paths,                # a list of one photo
                  out,                  # a file with one of the suffixes `_WRITTEN`
-                 weights='shinkai', device:str='auto', precision:str=None,    # as in `stylize`
+                 weights='drawn', device:str='auto', precision:str=None,    # as in `stylize`
                  max_pixels:int=None, tone:bool=None    # as in `stylize`
                 ) -> Report:
     "Stylize one photo into one file."

@@ -6,7 +6,7 @@
 __all__ = ['TAPS', 'ReflectPad', 'instance_norm', 'InstanceNorm', 'squares', 'fit_colors', 'map_colors', 'match_tone', 'as_shown',
            'BlurDown', 'FixedFilter', 'Downsample', 'Upsample', 'ResnetBlock', 'count_parameters', 'ResnetGenerator',
            'tap_channels', 'tap_shapes', 'output_side', 'released_side', 'footprint', 'PatchCritic', 'unit_rows',
-           'sample_ids', 'PatchHeads', 'init_weights', 'save_translator', 'load_translator']
+           'sample_ids', 'PatchHeads', 'init_weights', 'see_colors', 'save_translator', 'load_translator']
 
 # %% ../nbs/04_translator.ipynb #exp-imports
 import contextlib, copy, json, math, re
@@ -253,6 +253,10 @@ class ResnetGenerator(nn.Module):
         image = image.to(x.dtype)  # autocast computes in bfloat16; pictures stay float32
         return image if taps is None else (image, feats)
 
+    def paint(self, x): # (B,3,H,W) in [-1,1]; sides that are multiples of 4
+        "The scene as it is shown: with its photo's tone, if the network asks for that."
+        return as_shown(self(x), x, self.palette)
+
     def encode(self, x, taps=TAPS):
         "Features of `x` after the modules numbered in `taps`; later modules do not run."
         _check_input(x, self.in_ch, self.min_side, 'ResnetGenerator')
@@ -384,6 +388,17 @@ def init_weights(net, gain=0.02, generator=None):  # a CPU generator; None: the 
         if layer.bias is not None: layer.bias.zero_()
     return net
 
+# %% ../nbs/04_translator.ipynb #exp-see-colors
+@torch.no_grad()
+def see_colors(net,           # a `ResnetGenerator` with random weights, changed in place
+               gain:float=4.  # how much harder it looks at color than at brightness
+              ):
+    "Let the first layer see brightness, red against green and yellow against blue as its three channels."
+    axes = torch.tensor([[.299, .587, .114], [gain, -gain, 0.], [gain/2, gain/2, -gain]])
+    first = net.model[1].weight                                   # (ngf,3,7,7)
+    first.copy_(torch.einsum('oiyx,ij->ojyx', first, axes.to(first)))
+    return net
+
 # %% ../nbs/04_translator.ipynb #exp-save
 def save_translator(net:ResnetGenerator, # what is written
                     path,                # ends in .safetensors
@@ -448,7 +463,7 @@ def _palette_of(path) -> 'torch.Tensor | None':
     return palette
 
 # %% ../nbs/04_translator.ipynb #exp-load
-def load_translator(weights,         # 'tiny' (weights/tiny.safetensors), 'shinkai', .safetensors or .pth file
+def load_translator(weights,         # 'drawn' (bundled), 'shinkai', a .safetensors or a .pth file
                    device:str='cpu'  # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
                   ) -> ResnetGenerator: # float32, in eval mode
     "A fresh generator from a weights file, checked key by key."

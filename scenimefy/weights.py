@@ -127,8 +127,8 @@ class Remote:
     @property
     def file(self): return self.url.rsplit('/', 1)[-1]
 
-_BUNDLED = {  # {kind: {name: file}}; ours, toys trained on the tiny world, in the package itself
-    'translator': {'tiny': 'tiny.safetensors'},
+_BUNDLED = {  # {kind: {name: file}}; ours, trained on the drawn world, in the package itself
+    'translator': {'drawn': 'drawn.safetensors', 'tiny': 'drawn.safetensors', 'copy': 'copy.safetensors'},
     'stylegan': {'tiny': 'stylegan.safetensors', 'tiny-anime': 'stylegan-anime.safetensors'},
     'clip': {'tiny': 'clip.safetensors'},
     'segmenter': {'tiny': 'segmenter.safetensors'},

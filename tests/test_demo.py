@@ -8,13 +8,13 @@ from PIL import Image
 
 import scenimefy.demo as D
 from scenimefy.core import UserError
-from scenimefy.demo import (Clock, DemoSettings, _failed_html, _fit_finetune, _fit_train, _gain, _held_out,
+from scenimefy.demo import (Clock, DemoSettings, _failed_html, _fit_finetune, _fit_train, _gain,
                             _losses_html, _next_html, _photos_html, _seconds_per_step, _short_memory,
                             _show_photo, _show_photos, _smooth, _to_truth)
 from scenimefy.finetune import FinetuneSettings
 from scenimefy.semisup import SemisupSettings
 from scenimefy.painters import render
-from scenimefy.world import HELD_OUT, is_daytime
+from scenimefy.world import HELD_OUT
 
 from test_page import Reader
 
@@ -88,15 +88,21 @@ def test_both_stages_share_the_time(monkeypatch, tmp_path):
     assert given == dict(first=20., third=60.)
 
 
-def test_held_out_scenes_are_the_first_in_daylight():
-    seeds = _held_out(40)
-    assert seeds == [s for s in range(HELD_OUT, seeds[-1] + 1) if is_daytime([s]).item()]
-    assert len(seeds) == 40 and seeds[-1] > HELD_OUT + 39                       # dusk was passed over
+def test_what_is_measured_is_what_stylize_shows():
+    "The bare photo, its colors in the palette, and both networks with the tone that they ask for."
+    class Net:
+        def __init__(self, palette): self.palette = palette
+        def paint(self, x): return x*.5
+    x = torch.rand(2, 3, 8, 8)*2 - 1
+    halved = torch.eye(3, 4)*.25
+    found = {name: paint(x) for name, paint in D._compared(Net(halved), Net(None)).items()}
+    torch.testing.assert_close(torch.stack(list(found.values())), torch.stack([x, x*.25, x*.5, x*.5]))
+    assert len(D._compared(Net(None), Net(None))) == 3                         # no palette, no row for it
 
 
 def test_distance_is_taken_to_the_anime_of_the_scene():
     "Doing nothing is as far as photo is from anime, painting gray as gray is; batches do not show."
-    seeds = _held_out(3)
+    seeds = [HELD_OUT, HELD_OUT + 1, HELD_OUT + 2]
     photo, anime = (render(seeds, 32, style) for style in ('photo', 'anime'))
     nets = {'nothing': lambda x: x, 'gray': torch.zeros_like}
     found = _to_truth(nets, seeds, 32, lambda a, b: (a - b).amax((1, 2, 3)), batch=2)

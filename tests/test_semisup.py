@@ -347,14 +347,18 @@ def test_two_processes_equal_one_with_twice_the_batch(folders, tmp_path):
 
 # ---- a beginning
 
-def test_copy_row_is_the_l1_of_a_toned_output():
+def test_copy_row_is_the_color_error_of_a_toned_output():
     from scenimefy.translator import match_tone
     batch = [torch.rand(2, 3, 16, 16, generator=seeded('copy', i))*2 - 1 for i in range(4)]
     cfg = TOY.but(**only(copy=2.))
     nets = Networks(cfg)
     fake = nets.G(batch[0]).detach()
     toned = torch.cat([match_tone(f[None], x[None]) for f, x in zip(fake, batch[0])])
-    want = (toned - batch[0]).abs().mean() + .1*(fake - batch[0]).abs().mean()
+    axes = torch.tensor([[.299, .587, .114], [3., -3., 0.], [1.5, 1.5, -3.]])
+    x = batch[0]
+    bare = .4*(x - x.mean((2, 3), keepdim=True))/(x.var((2, 3), keepdim=True, unbiased=False) + .01).sqrt()
+    want = (torch.einsum('ij,bjhw->bihw', axes, toned - x).abs().mean()
+            + .1*(fake - bare.clamp(-1, 1)).abs().mean())
     losses = fast_step(nets, make_optimizers(nets, cfg), batch, draw_ids(cfg, 0), cfg, 1)
     assert losses['copy'].item() == pytest.approx(want.item(), rel=1e-4)
     assert losses['total'].item() == pytest.approx(2*want.item(), rel=1e-4) and set(nets.present()) == {'G'}
@@ -560,3 +564,11 @@ def test_bf16_keeps_the_heads_in_fp32(folders, tmp_path):
     a, b = read_history(tmp_path/'fp32')['total'], read_history(tmp_path/'bf16')['total']
     assert b[0] == pytest.approx(a[0], rel=.05) and a != b
     assert all(t.dtype == torch.float32 for t in load_file(weights).values())
+
+
+def test_only_the_translator_is_made_keen_on_color():
+    plain, keen = (Networks(TOY.but(init=init)) for init in ('default', 'color'))
+    for name, net in keen.present().items():
+        before = plain.present()[name].state_dict()
+        changed = [k for k, v in net.state_dict().items() if not torch.equal(v, before[k])]
+        assert changed == (['model.1.weight'] if name == 'G' else []), name

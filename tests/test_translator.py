@@ -398,3 +398,25 @@ def test_a_map_of_colors_by_hand():
     shown = as_shown(scene, photo, torch.eye(3, 4)*.5)
     assert (shown - .5*photo).abs().mean() < .03 and as_shown(scene, photo, None) is scene
     assert as_shown(scene, photo, torch.eye(3, 4)*9).abs().max() <= 1
+
+
+def test_keen_colors_change_the_first_layer_alone():
+    "The keen layer answers to (r, g, b) as the plain one to (brightness, 4 (r - g), 4 ((r + g)/2 - b))."
+    torch.manual_seed(0)
+    plain, keen = ResnetGenerator(ngf=4, n_blocks=5), ResnetGenerator(ngf=4, n_blocks=5)
+    keen.load_state_dict(plain.state_dict())
+    assert scenimefy.translator.see_colors(keen) is keen
+    x = torch.rand(2, 3, 9, 9)
+    r, g, b = x.unbind(1)
+    axes = torch.stack([.299*r + .587*g + .114*b, 4*(r - g), 4*((r + g)/2 - b)], 1)
+    torch.testing.assert_close(keen.model[1](x), plain.model[1](axes), atol=1e-5, rtol=1e-5)
+    differ = [k for k, v in plain.state_dict().items() if not torch.equal(v, keen.state_dict()[k])]
+    assert differ == ['model.1.weight']
+
+
+def test_paint_shows_the_tone_that_the_file_asks_for():
+    net, x = ResnetGenerator(ngf=4, n_blocks=5).eval(), torch.rand(1, 3, 16, 16)*2 - 1
+    with torch.no_grad():
+        assert torch.equal(net.paint(x), net(x))
+        net.palette = torch.eye(3, 4)*.5
+        torch.testing.assert_close(net.paint(x), scenimefy.translator.match_tone(net(x), x*.5).clamp(-1, 1))
