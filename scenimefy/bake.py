@@ -215,7 +215,7 @@ def _drawn_data(k:Kitchen) -> tuple: # (folders of photos, folder of anime, fold
 # %% ../nbs/14_bake.ipynb #exp-drawn-settings
 _WIDE = SemisupSettings.preset('tiny').but(size=128, load_size=0, ngf=32, ndf=32, n_patches=256,
                                            precision='bf16', log_every=25)
-_FIRST = _WIDE.but(**only(copy=1.), init='color', batch=4, lr=5e-4, ema=.995, epoch_steps=160,
+_FIRST = _WIDE.but(**only(copy=1.), batch=4, lr=1e-3, ema=.995, epoch_steps=160,
                    save_every=400)
 _SECOND = _WIDE.but(batch=2, lr=2e-4, ema=.998, n_layers=3, content='color', lam_content=10., tone='style',
                     epoch_steps=180, save_every=180)
@@ -254,7 +254,7 @@ def _bake_drawn(k:Kitchen) -> dict:
 # %% ../nbs/14_bake.ipynb #exp-bake-copy
 def _bake_copy(k:Kitchen) -> dict:
     "The first lesson alone, with the small network of the preset `tiny`. Returns the same errors."
-    cfg = SemisupSettings.preset('tiny').but(**only(copy=1.), init='color', load_size=0, batch=4, lr=5e-4,
+    cfg = SemisupSettings.preset('tiny').but(**only(copy=1.), load_size=0, batch=4, lr=1e-3,
                                              ema=.995, log_every=25, save_every=400,
                                              epoch_steps=k.steps(200))
     net = load_translator(k.run(train, cfg, 'copy', *_drawn_data(k)))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['full_precision', 'lsgan', 'patch_nce', 'jsd', 'relations', 'src', 'hard_negative_weights', 'gamma', 'hdce',
-           'lambda_sup', 'content', 'color_axes', 'color_blocks', 'toneless', 'copy_error', 'softplus_critic',
-           'softplus_generator', 'r1_penalty', 'path_length', 'clip_distance']
+           'lambda_sup', 'content', 'color_axes', 'color_blocks', 'copy_error', 'softplus_critic', 'softplus_generator',
+           'r1_penalty', 'path_length', 'clip_distance']
 
 # %% ../nbs/06_losses.ipynb #exp-imports
 import contextlib, functools, math
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .translator import instance_norm, match_tone
+from .translator import give_tone
 
 # %% ../nbs/06_losses.ipynb #exp-precision
 def _widen(v):
@@ -174,18 +174,15 @@ def color_blocks(a:Tensor,    # (B,3,H,W) in [-1,1], with gradient
     return total
 
 # %% ../nbs/06_losses.ipynb #eq-copy
-def toneless(x:Tensor) -> Tensor: # (B,3,H,W) in [-1,1]
-    "A photo without its tone: every channel has mean 0 and the same contrast; a dull channel gets less."
-    return (.4*instance_norm(x, eps=.01)).clamp(-1, 1)
-
 @full_precision
 def copy_error(a:Tensor,   # (B,3,H,W) in [-1,1], with gradient
                b:Tensor    # (B,3,H,W) in [-1,1], the photo
-              ) -> Tensor: # () mean absolute difference
-    "How far `a` is from a copy of `b` once the tone is matched, and a tenth of how far from one without tone."
-    error = color_axes(match_tone(a, b) - b)
-    error = error*error.new_tensor([1., 3., 3.]).view(3, 1, 1)               # colors vary less than light
-    return error.abs().mean() + .1*(a - toneless(b)).abs().mean()            # L_copy
+              ) -> Tensor: # () mean absolute difference, and a tenth of what the correlation lacks
+    "How far `a` is from a copy of `b` once it has the tone of `b`, and whether it is a negative."
+    error = (give_tone(a, b) - b).abs().mean()
+    light = torch.stack([color_axes(a)[:, 0], color_axes(b)[:, 0]]).flatten(2)   # (2,B,H·W) brightness
+    light = F.normalize(light - light.mean(2, keepdim=True), dim=2, eps=1e-3)
+    return error + .1*(1 - (light[0]*light[1]).sum(1).mean())                    # L_copy
 
 # %% ../nbs/06_losses.ipynb #eq-softplus
 def softplus_critic(real:Tensor, fake:Tensor # scores of any shape

@@ -24,8 +24,8 @@ from .losses import (color_blocks, content, copy_error, gamma, hard_negative_wei
 from .priors import load_perceptual
 from .runs import RunSettings, TrainingRun, descend, frozen, run_training, update_ema
 from .translator import (TAPS, PatchCritic, PatchHeads, ResnetGenerator, as_shown, fit_colors,
-                                  init_weights, load_translator, map_colors, match_tone, sample_ids,
-                                  save_translator, see_colors, squares, tap_channels, tap_shapes)
+                                  give_tone, init_weights, load_translator, map_colors, sample_ids,
+                                  save_translator, squares, tap_channels, tap_shapes)
 
 # %% ../nbs/09_semisup.ipynb #exp-terms
 class Term(NamedTuple):
@@ -170,8 +170,8 @@ class SemisupSettings(_Objective):
     n_layers:    int   = opt(3, 'strided layers of the critics', 'released code', lo=1, hi=5)
     head_dim:    int   = opt(256, 'length of a patch vector', 'released code', lo=2)
     n_patches:   int   = opt(256, 'patches per image and tap', 'paper A.1', lo=2)
-    init:        str   = opt('xavier', "start: Xavier with gain 0.02, or torch's default, or that and keen on color",
-                             'released code', choices=('xavier', 'default', 'color'))
+    init:        str   = opt('xavier', "start: Xavier with gain 0.02, or torch's default", 'released code',
+                             choices=('xavier', 'default'))
     lr:          float = opt(2e-4, 'Adam step size of all five optimizers', 'released code', lo=0., hi=1.)
     betas:       tuple = opt((.5, .999), 'Adam memory of the gradient and of its square', 'released code',
                              lo=0., hi=.99999)
@@ -230,7 +230,6 @@ class Networks(nn.Module):
                 torch.manual_seed(generator.initial_seed())
                 net = _make(name, cfg)
             if cfg.init == 'xavier': init_weights(net, generator=generator)
-            if cfg.init == 'color' and name == 'G': see_colors(net)
             setattr(self, name, net)
         # a buffer travels with checkpoints; this one changes no color, `Run` fits the style's
         self.register_buffer('palette', None if cfg.tone == 'own' else torch.eye(3, 4))
@@ -278,7 +277,7 @@ class View:
 
     def toned(self, image, source):
         "What the terms see of a translation."
-        return image if self.nets.palette is None else match_tone(image, source)
+        return image if self.nets.palette is None else give_tone(image, source)
 
     def score(self, critic, *images):
         "What a critic says to images, or to pairs of them."

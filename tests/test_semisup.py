@@ -347,27 +347,25 @@ def test_two_processes_equal_one_with_twice_the_batch(folders, tmp_path):
 
 # ---- a beginning
 
-def test_copy_row_is_the_color_error_of_a_toned_output():
-    from scenimefy.translator import match_tone
+def test_copy_row_is_the_error_of_a_toned_output():
+    from scenimefy.translator import give_tone
     batch = [torch.rand(2, 3, 16, 16, generator=seeded('copy', i))*2 - 1 for i in range(4)]
     cfg = TOY.but(**only(copy=2.))
-    nets = Networks(cfg)
-    fake = nets.G(batch[0]).detach()
-    toned = torch.cat([match_tone(f[None], x[None]) for f, x in zip(fake, batch[0])])
-    axes = torch.tensor([[.299, .587, .114], [3., -3., 0.], [1.5, 1.5, -3.]])
-    x = batch[0]
-    bare = .4*(x - x.mean((2, 3), keepdim=True))/(x.var((2, 3), keepdim=True, unbiased=False) + .01).sqrt()
-    want = (torch.einsum('ij,bjhw->bihw', axes, toned - x).abs().mean()
-            + .1*(fake - bare.clamp(-1, 1)).abs().mean())
+    nets, x = Networks(cfg), batch[0]
+    fake = nets.G(x).detach()
+    light = torch.tensor([.299, .587, .114]).view(3, 1, 1)
+    pairs = [torch.stack([(light*f).sum(0).flatten(), (light*p).sum(0).flatten()]) for f, p in zip(fake, x)]
+    alike = sum(torch.corrcoef(pair)[0, 1] for pair in pairs)/2
+    want = (give_tone(fake, x) - x).abs().mean() + .1*(1 - alike)
     losses = fast_step(nets, make_optimizers(nets, cfg), batch, draw_ids(cfg, 0), cfg, 1)
-    assert losses['copy'].item() == pytest.approx(want.item(), rel=1e-4)
-    assert losses['total'].item() == pytest.approx(2*want.item(), rel=1e-4) and set(nets.present()) == {'G'}
+    assert losses['copy'].item() == pytest.approx(want.item(), rel=1e-3)
+    assert losses['total'].item() == pytest.approx(2*want.item(), rel=1e-3) and set(nets.present()) == {'G'}
 
 
 @pytest.mark.parametrize('tone', ['own', 'photo', 'style'])
 def test_terms_see_the_tone_that_was_asked_for(tone):
     "Both readings of the step, against the images that the terms should have seen."
-    from scenimefy.translator import map_colors, match_tone
+    from scenimefy.translator import give_tone, map_colors
     palette = dict(own=None, photo=torch.eye(3, 4), style=torch.rand(3, 4, generator=seeded('p')))[tone]
     cfg = TOY.but(tone=tone, content='color')
     batch = [torch.rand(2, 3, 16, 16, generator=seeded('tone', i))*2 - 1 for i in range(4)]
@@ -379,7 +377,7 @@ def test_terms_see_the_tone_that_was_asked_for(tone):
             fake, goal = nets.G(batch[0]), batch[0]
             if tone != 'own':
                 goal = map_colors(goal, palette)
-                fake = match_tone(fake, goal)
+                fake = give_tone(fake, goal)
             real_or_not = [nets.D(fake), nets.D(batch[1])]
         logs.append(step(nets, make_optimizers(nets, cfg), batch, draw_ids(cfg, 0), cfg, 1, color_blocks))
         assert logs[-1]['content'].item() == pytest.approx(color_blocks(fake, goal).item(), rel=1e-4)
@@ -564,11 +562,3 @@ def test_bf16_keeps_the_heads_in_fp32(folders, tmp_path):
     a, b = read_history(tmp_path/'fp32')['total'], read_history(tmp_path/'bf16')['total']
     assert b[0] == pytest.approx(a[0], rel=.05) and a != b
     assert all(t.dtype == torch.float32 for t in load_file(weights).values())
-
-
-def test_only_the_translator_is_made_keen_on_color():
-    plain, keen = (Networks(TOY.but(init=init)) for init in ('default', 'color'))
-    for name, net in keen.present().items():
-        before = plain.present()[name].state_dict()
-        changed = [k for k, v in net.state_dict().items() if not torch.equal(v, before[k])]
-        assert changed == (['model.1.weight'] if name == 'G' else []), name
