@@ -33,18 +33,18 @@ _USE = (
           '`ImageError` for a file that is no picture, `WeightsError` for bad weights', """
 from PIL import Image
 from scenimefy import stylize
-stylize(Image.new('RGB', (50, 30), 'teal'), weights='tiny', device='cpu').size  # → (50, 30)"""),
+stylize(Image.new('RGB', (50, 30), 'teal'), device='cpu').size  # → (50, 30)"""),
     Entry('stylize_folder', 'stylize',
           '`UserError` if nothing can be written; a bad photo stands in the report', """
 from scenimefy import painters, stylize_folder
 photos = painters.write_world('world', n_photos=2, n_anime=0, n_pairs=0, size=32)/'photos'
-len(stylize_folder(photos, 'scenes', weights='tiny', device='cpu', progress=False).done)  # → 2"""),
+len(stylize_folder(photos, 'scenes', device='cpu', progress=False).done)  # → 2"""),
     Entry('load_translator', 'translator', '`WeightsError` for a file that holds no translator', """
 from scenimefy import load_translator
-load_translator('tiny').n_blocks  # → 6"""),
+load_translator('drawn').n_blocks  # → 6"""),
     Entry('save_translator', 'translator', '`WeightsError` for a name that does not end in .safetensors', """
 from scenimefy import load_translator, save_translator
-save_translator(load_translator('tiny'), 'mine.safetensors').name  # → 'mine.safetensors'"""),
+save_translator(load_translator('drawn'), 'mine.safetensors').name  # → 'mine.safetensors'"""),
     Entry('read_image', 'data', '`ImageError` says what the file is instead of a picture', """
 from scenimefy import painters, read_image
 photos = painters.write_world('world', n_photos=1, n_anime=0, n_pairs=0, size=32)/'photos'

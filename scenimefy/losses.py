@@ -178,11 +178,11 @@ def color_blocks(a:Tensor,    # (B,3,H,W) in [-1,1], with gradient
 def copy_error(a:Tensor,   # (B,3,H,W) in [-1,1], with gradient
                b:Tensor    # (B,3,H,W) in [-1,1], the photo
               ) -> Tensor: # () mean absolute difference, and a tenth of what the correlation lacks
-    "How far `a` is from a copy of `b` once it has the tone of `b`, and whether it is a negative."
+    "How far `a` is from a copy of `b` once it has the tone of `b`, and whether its channels are negatives."
     error = (give_tone(a, b) - b).abs().mean()
-    light = torch.stack([color_axes(a)[:, 0], color_axes(b)[:, 0]]).flatten(2)   # (2,B,H·W) brightness
-    light = F.normalize(light - light.mean(2, keepdim=True), dim=2, eps=1e-3)
-    return error + .1*(1 - (light[0]*light[1]).sum(1).mean())                    # L_copy
+    both = torch.stack([a, b]).flatten(3)                                        # (2,B,3,H·W)
+    both = F.normalize(both - both.mean(3, keepdim=True), dim=3, eps=1e-3)
+    return error + .1*(1 - (both[0]*both[1]).sum(2).mean())                      # L_copy
 
 # %% ../nbs/06_losses.ipynb #eq-softplus
 def softplus_critic(real:Tensor, fake:Tensor # scores of any shape

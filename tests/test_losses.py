@@ -331,14 +331,14 @@ def test_copy_forgives_the_tone_and_nothing_else():
 
 
 def test_copy_by_hand(monkeypatch):
-    "Without tone to be given: L1, and a tenth of what the correlation of the brightness lacks."
+    "Without tone to be given: L1, and a tenth of what the correlation of the channels lacks."
     monkeypatch.setattr(L, 'give_tone', lambda a, b: a)
     ramp = torch.linspace(-.5, .5, 16).view(1, 1, 4, 4).expand(1, 3, 4, 4)
     assert L.copy_error(ramp + .1, ramp).item() == pytest.approx(.1, abs=1e-4)
     assert L.copy_error(-ramp, ramp).item() == pytest.approx(2*ramp.abs().mean().item() + .2, abs=1e-4)
-    colored = ramp.clone()
-    colored[:, 0] += .2                                           # as bright everywhere: the correlation stays
-    assert L.copy_error(colored, ramp).item() == pytest.approx(.2/3, abs=1e-4)
+    wrong_red = torch.cat([-ramp[:, :1], 2*ramp[:, 1:]], 1)       # one channel of three; contrast is free
+    off = (2*ramp[:, :1].abs().mean() + 2*ramp[:, 1:].abs().mean()).item()/3
+    assert L.copy_error(wrong_red, ramp).item() == pytest.approx(off + .2/3, abs=1e-4)
 
 
 def test_color_blocks_under_mixed_precision():
