@@ -243,12 +243,13 @@ def _range(line) -> str:
 def _sentence(line, theirs) -> str: # theirs: the paper's number of the reference
     ours = f'{line.difference:+.4f}, one seed'
     if line.seeds > 1: ours = f'{line.difference:+.4f}, interval {_range(line)} over {line.seeds} seeds'
-    if line.seeds > 1 and _covers_zero(line): ours += f', which can show {line.least:.4f} or more'
+    blind = ''
+    if line.seeds > 1 and _covers_zero(line): blind = f'; these seeds can show {line.least:.4f} or more'
     if line.mark:
         paper = f'{line.published - theirs:+.2f} in the paper'
-        return f'{line.row}: {paper}; {ours} here; {_SAID[line.mark]}.'
+        return f'{line.row}: {paper}; {ours} here; {_SAID[line.mark]}{blind}.'
     zero = 'not excluded' if _covers_zero(line) else 'excluded'
-    return f'{line.row}: {ours} here; zero is {zero}; the paper has no such row.'
+    return f'{line.row}: {ours} here; zero is {zero}{blind}; the paper has no such row.'
 
 def sentences(lines:list, reference:str='full') -> list: # of str
     "What a table says, row by row, in words that its numbers decide."

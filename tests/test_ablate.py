@@ -275,7 +275,7 @@ def test_marks_sentences_cells_and_figure(tmp_path):
     assert said[0].endswith('the same sign: agree.')
     assert 'the opposite sign: disagree' in said[1] and 'no such row' in said[2] and 'not excluded' in said[2]
     half = stats.t.ppf(.975, 2)*stats.tstd([.0011, -.0019, .0011])/3**.5           # what no row can go below
-    assert lines[3].least == pytest.approx(half) and f'can show {half:.4f} or more' in said[2]
+    assert lines[3].least == pytest.approx(half) and f'these seeds can show {half:.4f} or more' in said[2]
     assert all('can show' not in text for text in said[:2])
     head, cells = table_cells(t, paper)
     assert len(cells) == 5 and all(len(c) == len(head) for c in cells)
