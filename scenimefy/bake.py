@@ -35,8 +35,10 @@ class BakeSettings(Settings):
     base:      str   = opt('bake', 'preset that the values started from', 'ours')
     n_photos:  int   = opt(30000, 'photos for the StyleGAN, 64 px', 'ours', 'images', lo=8)
     n_anime:   int   = opt(4000, 'anime scenes for Stage 1, 64 px', 'ours', 'images', lo=8)
-    n_sharp:   int   = opt(400, 'drawn photos for Stage 3, 448 px', 'ours: sharp when reduced', 'images', lo=4)
-    n_styled:  int   = opt(900, 'anime scenes for Stage 3, 448 px', 'ours: sharp when reduced', 'images', lo=4)
+    n_sharp:   int   = opt(400, 'drawn photos for Stage 3, 448 px', 'ours: sharp when reduced',
+                           'images', lo=4)
+    n_styled:  int   = opt(900, 'anime scenes for Stage 3, 448 px', 'ours: sharp when reduced',
+                           'images', lo=4)
     n_pairs:   int   = opt(400, 'drawn pairs for Stage 3, 256 px', 'ours', 'pairs', lo=4)
     n_score:   int   = opt(1000, 'pictures that a score is taken on', 'ours', 'images', lo=8)
     share:     float = opt(1., 'part of the steps that are taken; for trials', 'ours', lo=1e-5, hi=1.)
@@ -323,7 +325,7 @@ def _data_of(photos) -> str: # folders of real photographs
 # %% ../nbs/14_bake.ipynb #exp-card
 _CARD = """# {title}
 
-{what}. A toy, trained by us from nothing ({where}); Apache-2.0.
+{what}. Small, trained by us from nothing ({where}); Apache-2.0.
 
 **Made** by `scenimefy bake {name}` in {minutes:.0f} minutes on {threads} thread(s) of {machine}, torch \
 {torch}; seed {seed}, {steps} steps{phase}. All settings stand in the header of the file.

@@ -323,7 +323,7 @@ def test_every_change_is_legal_json():
     for change in TABLE_4.values():
         settings = {k: v for k, v in json.loads(json.dumps(change)).items() if k != 'pairs'}
         _TOY_RECIPE.but(**settings)
-    assert len({json.dumps(c) for c in TABLE_4.values()}) == len(TABLE_4) == 9
+    assert len({json.dumps(c) for c in TABLE_4.values()}) == len(TABLE_4) == 10
 
 
 @pytest.mark.parametrize('budget, epochs, steps', [(2, 2, 2), (19, 19, 19), (120, 20, 120), (50, 20, 40)])
@@ -403,9 +403,11 @@ def test_rows_of_table_4_reach_the_training(monkeypatch, tmp_path):
     monkeypatch.setattr(A, 'world_folder', lambda *a: tmp_path)
     monkeypatch.setattr(A, 'pair_folders', lambda *a: pairs)
     monkeypatch.setattr(A, 'world_ruler', lambda *a: SimpleNamespace(photo='photos', scale=None))
-    def trained(*args, device):
+    def trained(*args, device, start):
         seen.append(args[:4])
+        assert start == 'copy'                                      # all rows begin from one network
         return 'made'
+    monkeypatch.setattr(A, 'digest', lambda net: f'digest of {net}')
     monkeypatch.setattr(A, 'train', trained)
     monkeypatch.setattr(A, 'load_translator', lambda made: made)
     monkeypatch.setattr(A, 'in_parts', lambda net, photos: (net, photos))
@@ -416,7 +418,7 @@ def test_rows_of_table_4_reach_the_training(monkeypatch, tmp_path):
         assert cfg == base.but(seed=5, **{k: v for k, v in change.items() if k != 'pairs'})
         wanted = pairs['unselected' if row == 'no selection' else 'pairs']
         assert folders == [tmp_path/'photos', tmp_path/'anime', wanted]
-    assert len(seen) == 9
+    assert len(seen) == 10 and plan['about']['start'] == 'digest of copy'
 
 
 def test_rows_of_table_3_reach_the_fine_tuning_and_paint_the_same_codes(monkeypatch, tmp_path):

@@ -30,7 +30,8 @@ def test_wheel_holds_what_is_needed_and_nothing_else(wheel):
     assert weights == {n.split('/')[-1] for n in names if n.startswith('scenimefy/weights/')}
     tables = {p.relative_to(ROOT).as_posix() for p in (ROOT/'scenimefy'/'results').rglob('*.*')}
     assert len(tables) > 20 and tables <= set(names)
-    bundled = {f'{name}.safetensors' for name in ('clip', 'segmenter', 'stylegan', 'stylegan-anime', 'tiny')}
+    names = 'clip', 'segmenter', 'stylegan', 'stylegan-anime', 'copy', 'drawn'
+    bundled = {f'{name}.safetensors' for name in names}
     files = (ROOT/'scenimefy'/'weights').glob('*.safetensors')
     assert bundled <= weights and sum(p.stat().st_size for p in files) <= 12e6
     others = [n for n in names if not n.startswith(('scenimefy/', 'scenimefy-'))]
@@ -56,7 +57,7 @@ def test_wheel_works_outside_the_repository(wheel, tmp_path):
             f'assert Path(scenimefy.__file__).is_relative_to({str(site)!r}), scenimefy.__file__; '
             'found = _bundled_findings(); '
             'assert len(found) == 5 and {m for m, *_ in found} == {"ok"}, found; '
-            'sys.argv = "scenimefy stylize photo.png -o out --weights tiny --device cpu".split(); main()')
+            'sys.argv = "scenimefy stylize photo.png -o out --device cpu".split(); main()')
     env = dict(os.environ, PYTHONPATH=str(site), PYTHONSAFEPATH='1')
     done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
