@@ -14,17 +14,19 @@ import torch
 from safetensors import safe_open
 
 from .core import Settings, SettingsError, UserError, atomic_path, opt, pick_device, seeded
-from .data import find_images
+from .data import find_images, read_image
 from .metrics import embed, feature_distance
 from .finetune import FinetuneSettings, finetune
+from .kept import kept
 from .priors import load_clip, load_perceptual, load_segmenter
 from .selection import StyleganPairs, score_pairs
 from .semisup import SemisupSettings, only, train
-from .runs import History
+from .runs import History, checkpoints
 from .pretrain import PretrainSettings, pretrain
 from .stylegan import load_stylegan, read_stylegan, save_stylegan
+from .stylize import stylize
 from .teachers import ClipSettings, SegmenterSettings, train_clip, train_segmenter
-from .translator import load_translator, map_colors, save_translator
+from .translator import ResnetGenerator, load_translator, map_colors, save_translator
 from .painters import render, write_world
 from .world import HELD_OUT, scenes
 
@@ -216,11 +218,42 @@ def _drawn_data(k:Kitchen) -> tuple: # (folders of photos, folder of anime, fold
 
 # %% ../nbs/14_bake.ipynb #exp-drawn-settings
 _WIDE = SemisupSettings.preset('tiny').but(size=128, load_size=0, ngf=32, ndf=32, n_patches=256,
-                                           precision='bf16', log_every=25)
-_FIRST = _WIDE.but(**only(copy=1.), batch=4, lr=1e-3, ema=.995, epoch_steps=160,
-                   save_every=400)
-_SECOND = _WIDE.but(batch=2, lr=2e-4, ema=.998, n_layers=3, content='color', lam_content=10., tone='style',
-                    epoch_steps=180, save_every=180)
+                                           precision='bf16', log_every=25, sample_every=500)
+_FIRST = _WIDE.but(**only(copy=1.), batch=4, lr=1e-3, ema=.995, epoch_steps=130, save_every=260)
+_SECOND = _WIDE.but(batch=2, lr=2e-4, ema=.998, n_layers=3, lam_gan=2., lam_gan_sup=1., content='color',
+                    lam_content=3., tone='style', epoch_steps=130, save_every=130,
+                    keep=20)
+
+# %% ../nbs/14_bake.ipynb #exp-last-calm
+def _averaged(cfg, path) -> ResnetGenerator: # a checkpoint of Stage 3
+    "The translator with the averaged weights of a checkpoint, and with its palette."
+    with safe_open(path, 'pt') as file:
+        weights = {key: file.get_tensor(key) for key in file.keys() if key.startswith('average/')}
+        palette = file.get_tensor('net/palette')
+    net = ResnetGenerator(ngf=cfg.ngf, n_blocks=cfg.n_blocks).eval()
+    net.load_state_dict({key.removeprefix('average/'): value for key, value in weights.items()})
+    net.palette = palette
+    return net
+
+def _is_calm(net, photos, side:int=512) -> bool:
+    "Do the scenes keep edges (.75), flatten texture (.7) and stay without halos (.2), on average?"
+    found = []
+    for path in photos:
+        photo = read_image(path)
+        photo.thumbnail((side, side))
+        found.append(kept(photo, stylize(photo, net, 'cpu')))
+    def mean(key): return torch.tensor([each[key] for each in found]).nanmean().item()
+    return mean('edges') >= .75 and mean('flat') <= .7 and mean('halo') <= .2
+
+def _last_calm(cfg, run, folders, n:int=30) -> tuple: # a translator, its step
+    "The last kept state of a run that is calm on about `n` photos of `folders`; the first if none is."
+    photos = [path for folder in folders for path in find_images(folder)]
+    photos = photos[::max(1, len(photos)//n)]
+    states = sorted(checkpoints(run), reverse=True)
+    for path in states:
+        net = _averaged(cfg, path)
+        if _is_calm(net, photos): break
+    return net, int(path.stem.removeprefix('step-'))
 
 # %% ../nbs/14_bake.ipynb #exp-translator-scores
 @torch.no_grad()
@@ -244,13 +277,14 @@ def translator_scores(net,         # a translator
 # %% ../nbs/14_bake.ipynb #exp-bake-translator
 def _bake_drawn(k:Kitchen) -> dict:
     "Stage 3 in two lessons. Returns errors to the true anime, before and after."
-    data = _drawn_data(k)
-    first = k.run(train, _FIRST.but(epoch_steps=k.steps(160)), 'drawn-copy', *data)
-    cfg = _SECOND.but(epoch_steps=k.steps(180))
-    net = load_translator(k.run(train, cfg, 'drawn-style', *data, start=first))
+    photos, anime, pairs = _drawn_data(k)
+    first = k.run(train, _FIRST.but(epoch_steps=k.steps(130)), 'drawn-copy', photos, anime, pairs)
+    cfg = _SECOND.but(epoch_steps=k.steps(130))
+    made = k.run(train, cfg, 'drawn-style', photos, anime, pairs, start=first)
+    net, step = _last_calm(cfg, made.parent, photos)
     scores = translator_scores(net, k.cfg.n_score//4)
     save_translator(net, k.out/'drawn.safetensors', half=True, settings=cfg.to_json(),
-                    scores=json.dumps(scores), step=str(cfg.epochs*cfg.epoch_steps))
+                    scores=json.dumps(scores), step=str(step))
     return scores
 
 # %% ../nbs/14_bake.ipynb #exp-bake-copy
@@ -341,12 +375,14 @@ _CARD = """# {title}
 
 def _write_card(path, name:str, scores:dict, seconds:float,
                 settings:dict, # of the training: its seed and steps are named
-                photos=()      # folders of real photographs it was trained on
+                photos=(),     # folders of real photographs it was trained on
+                step=None      # of the state that was kept; None: the last
                ):
     "The model card of one bundled network."
     title, what, where, limits = _ABOUT[name]
     rows = [f'| {k} | {v} | {_MEANING.get(k, "")} |' for k, v in scores.items() if not isinstance(v, dict)]
     steps = settings.get('steps') or settings.get('epochs', 0)*settings.get('epoch_steps', 0)
+    if step and int(step) < steps: steps = f'{step} of {steps}'
     text = _CARD.format(title=title, what=what[0].upper() + what[1:], where=where, limits=limits, name=name,
                         minutes=seconds/60, threads=torch.get_num_threads(), machine=platform.machine(),
                         torch=torch.__version__.split('+')[0], seed=settings.get('seed'), steps=steps,
@@ -378,6 +414,6 @@ def bake(names=None,          # of `_RECIPES`; None: all
         finally: seconds = kitchen.spent(name, time.perf_counter() - start)
         with safe_open(kitchen.out/f'{name}.safetensors', 'pt') as file: about = file.metadata()
         _write_card(kitchen.out/f'{name}.md', name, found[name], seconds, json.loads(about['settings']),
-                    kitchen.photos if name in _OF_PHOTOS else ())
+                    kitchen.photos if name in _OF_PHOTOS else (), about.get('step'))
         say(f'{name}: {found[name]}')
     return found

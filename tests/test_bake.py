@@ -116,6 +116,8 @@ def test_card_says_what_it_is(tmp_path):
     text = (tmp_path/'x.md').read_text()
     assert 'trained by us' in text and '| top | 0.5 |' in text and 'each' not in text
     assert '1 minutes' in text and 'seed 7, 5 steps' in text
+    _write_card(tmp_path/'x.md', 'drawn', {}, 60., dict(seed=7, steps=5), step='3')
+    assert 'seed 7, 3 of 5 steps' in (tmp_path/'x.md').read_text()
 
 
 def test_domain_begins_where_it_is_told_to():
