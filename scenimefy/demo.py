@@ -258,8 +258,8 @@ def _photos_html(photos:list, small:int) -> Markup: # photos: list of Shown
         rows.append(grid_html(figures, len(figures)))
     text = ('By drawn, the translator that comes with the package. It learned from a drawn anime world and '
             'from free photographs, on a CPU. Its brush is a few pixels wide, so size matters: shrunk to '
-            f'{small} px a photo is repainted in broader strokes, at full size it keeps its detail and is '
-            'mostly recolored.')
+            f'{small} px a photo loses more of its fine texture, at full size it keeps more. At both sizes '
+            'it is mostly recolored; shapes hardly change.')
     return section_html('Your photos', text, *rows)
 
 # %% ../nbs/14b_demo.ipynb #exp-scenesection
@@ -268,7 +268,7 @@ def _scenes_html(shown:list) -> Markup:
     figures = []
     for s in shown:
         figures += [figure_html(s.photo, s.name), figure_html(s.trained, 'trained here, a moment ago'),
-                    figure_html(s.output, 'bundled: larger, given hours and real photographs'),
+                    figure_html(s.output, 'bundled: larger, trained longer, real photographs too'),
                     figure_html(s.truth, 'the truth: the same scene, drawn as anime')]
     text = ('From left to right: a drawn “photo”; what the translator made of it that was trained on this '
             'computer just now; what the bundled one made of it; what the world’s own anime painter draws '
@@ -334,8 +334,9 @@ def _measure_html(scores:dict, size:int) -> Markup: # scores: of `_to_truth`, th
         rows.append((name, f'{s[0].mean():.3f}', f'{s[1].mean():.2f}', closer))
     text = (f'Distance to the true anime rendering on {n} held-out scenes of all hours at {size} px: the '
             'mean absolute difference (L1, images in [-1, 1]), and a distance in the features of the tiny '
-            'CLIP, which minds blur more. “Its colors alone” is the photo in the colors of the style, '
-            'without any network: what the translators add begins there.')
+            'CLIP, which minds blur more. “Its colors alone” is the photo in the palette of the '
+            'translator trained here, without any network: what that translator adds begins there. The '
+            'bundled one has a palette of its own.')
     table = table_html(rows, ('compared with the truth', 'L1', 'features', 'L1, against the photo'))
     return section_html('How close to the truth?', text, table)
 
@@ -357,10 +358,11 @@ def _losses_html(stage1:dict, stage3:dict) -> Markup: # of `_read_losses`
 # %% ../nbs/14b_demo.ipynb #exp-endsection
 _TOY = ('The world is drawn by a program: thirteen kinds of things, no people, no animals, no cameras.',
         'All networks are small and see 64 px instead of 256: the generators, the segmenter, the '
-        'translators, and the CLIP that holds the scene. All of them were trained by us on drawn pictures.',
+        'translator trained here, and the CLIP that holds the scene. All of them were trained by us.',
         'Stage 1 and Stage 3 ran for a minute together; the paper trains Stage 3 for 1.8 million steps.',
         'Stage 3 began from a network that had learned to copy its photo; that took minutes elsewhere.',
-        'The bundled translator is larger. It had hours, real photographs, and pairs drawn by the world.')
+        'The bundled translator is larger. It was trained longer, saw windows of 128 px, real photographs, '
+        'and pairs drawn by the world.')
 
 def _quoted(path) -> str:
     "A path as one types it in a shell."
@@ -392,7 +394,7 @@ def _card(r:dict, who:str) -> tuple: # r: of `_gain`
 def _write_page(page, body:Markup, result:dict, n_pairs:int, seconds:dict):
     "Write the finished page: headline numbers, then `body`."
     cards = [_card(result['trained'], f'the translator trained here in {seconds["Stage 3"]:.0f} s'),
-             _card(result['bundled'], 'the bundled one, larger and trained for hours'),
+             _card(result['bundled'], 'the bundled one, larger and trained longer'),
              (n_pairs, 'pairs painted and selected here, by a generator fine-tuned here'),
              (f'{sum(seconds.values()):.0f} s', f'for all of it, on {_machine()}')]
     lead = Markup('The three stages of <i>Scenimefy</i> (ICCV 2023), one after the other on this computer: a '

@@ -69,7 +69,7 @@ def test_generators_fit_each_other():
 def test_translator_helps():
     "On scenes of all hours, and more than its colors alone."
     found = translator_scores(load_translator('drawn'), 40)
-    assert found['output_l1'] < .65*found['photo_l1']
+    assert found['output_l1'] < .68*found['photo_l1']
     assert found['output_perceptual'] < found['photo_perceptual']
 
 
