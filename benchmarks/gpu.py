@@ -11,9 +11,9 @@ and the same on a CPU, at a tiny size, to see that the script itself works (abou
 
 What is in OUT afterwards, at most eight files, none larger than 16 MB, no folder below OUT/train:
 
-    gpu.json        the machine, every check with its numbers, every speed with its ratio, the training's log
+    gpu.json        the machine, every check with its numbers, every speed with its ratio, the training's log;
+                    after a real run copy it to benchmarks/results/NAME.json (the name of the card is inside)
     gpu.md          the same to read
-    CARD.json       gpu.json once more, named after the card; after a real run copy it to benchmarks/results/
     train/          weights, a picture of progress, and the state to go on from, in parts where it is large
                     (`gpu.py --join OUT/train -o state.safetensors` puts them together,
                     `--state OUT/train` goes on)
@@ -91,7 +91,7 @@ def write_whole(path, text):
 
 
 class Record(dict):
-    "OUT/gpu.json as a dictionary; `save` also writes the table and the copy that is named after the card."
+    "OUT/gpu.json as a dictionary; `save` also writes the table."
     def __init__(self, out, fresh=False):
         self.out = Path(out)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -102,8 +102,6 @@ class Record(dict):
     def save(self):
         text = json.dumps(finite(self), indent=1, ensure_ascii=False) + '\n'
         write_whole(self.out/'gpu.json', text)
-        card = self['about'].get('name')
-        if card: write_whole(self.out/f'{card}.json', text)
         try: text = table(self)
         except Exception as e:                                  # the numbers are safe
             text = f"The table cannot be drawn: {reason(e)['traceback']}"
@@ -852,7 +850,6 @@ def bench(kit):
 
 def draw_portion(number, folder, pairs, sharp, side):
     "One portion of what a bake would train the translator on, made on one core; a function of its number."
-    from scenimefy.bake import vary
     from scenimefy.core import to_image
     from scenimefy.priors import load_segmenter
     from scenimefy.selection import SelectSettings, StyleganPairs, make_pairs
@@ -865,13 +862,12 @@ def draw_portion(number, folder, pairs, sharp, side):
     source = StyleganPairs('tiny', 'tiny-anime', cfg.psi, device='cpu')
     make_pairs(cfg, source, load_segmenter('tiny'), raw/'pairs')
     sides = ('trainA', 'trainB')
-    vary([raw/'pairs'/s for s in sides], [done/s for s in sides], 'trainA', hue=.7)
+    for name in sides: shutil.copytree(raw/'pairs'/name, done/name, dirs_exist_ok=True)
     first_scene = 3_000_000 + 1000*number                   # of the world that the bake draws from
     for name, style, first in (('photos', 'photo', first_scene), ('anime', 'anime', first_scene + 500)):
-        (raw/name).mkdir(parents=True, exist_ok=True)
+        (done/name).mkdir(parents=True, exist_ok=True)
         pictures = render(scenes(range(first, first + sharp), style), side, style)
-        for i, picture in enumerate(pictures, first): to_image(picture).save(raw/name/f'{i}.png')
-        vary([raw/name], [done/name], 'photos')
+        for i, picture in enumerate(pictures, first): to_image(picture).save(done/name/f'{i}.png')
     (done/'complete').touch()
     return number
 
@@ -1435,7 +1431,7 @@ def parse(argv):
                         help='for the last minutes')
     parser.add_argument('--only', nargs='+', choices=tuple(SHARES), default=list(SHARES), help='parts to run')
     parser.add_argument('--state', type=Path, help='OUT/train of an earlier run, to go on from')
-    parser.add_argument('--name', help='of CARD.json; otherwise made from the card')
+    parser.add_argument('--name', help='of the record; otherwise made from the card')
     parser.add_argument('--work', type=Path, help='folder for data and runs, kept; otherwise a temporary one')
     parser.add_argument('--join', type=Path,
                         help='only put the parts of a state in this folder into one file, -o')

@@ -396,13 +396,15 @@ def test_ablate_hands_everything_on(monkeypatch):
 
 def test_bake_makes_what_is_named(monkeypatch):
     asked = []
-    def bake(names, out, device, say):
-        asked.append((names, out, device))
+    def bake(names, out, device, say, photos):
+        asked.append((names, out, device, photos))
         return dict.fromkeys(names or ['all'])
     monkeypatch.setattr('scenimefy.bake.bake', bake)
-    named, everything = run('bake', '-o', 'o', 'clip', 'tiny'), run('bake', '-o', 'o', '--device', 'cpu')
-    assert asked == [(['clip', 'tiny'], Path('o'), 'auto'), (None, Path('o'), 'cpu')]
-    assert named.output.split() == [str(Path('o')/f'{n}.safetensors') for n in ('clip', 'tiny')]
+    named = run('bake', '-o', 'o', 'clip', 'drawn', '--photos', 'a', '--photos', 'b')
+    everything = run('bake', '-o', 'o', '--device', 'cpu')
+    assert asked == [(['clip', 'drawn'], Path('o'), 'auto', [Path('a'), Path('b')]),
+                     (None, Path('o'), 'cpu', ())]
+    assert named.output.split() == [str(Path('o')/f'{n}.safetensors') for n in ('clip', 'drawn')]
     assert everything.exit_code == 0
 
 def test_features_are_inception_unless_others_are_named(monkeypatch):
@@ -451,7 +453,7 @@ def test_stylize_hands_everything_on(monkeypatch):
     for out in ('o', 'o.png'):
         assert run('stylize', 'a.png', '-o', out, '--weights', 'tiny', '--device', 'cpu',
                    '--precision', 'bf16', '--max-pixels', '7', '--no-tone').exit_code == 0
-    usual = dict(weights='shinkai', device='auto', precision=None, max_pixels=None, tone=None, progress=False)
+    usual = dict(weights='drawn', device='auto', precision=None, max_pixels=None, tone=None, progress=False)
     how = dict(weights='tiny', device='cpu', max_pixels=7, precision='bf16', tone=False)
     photos = [Path('a.png')]
     assert asked == [(photos, Path('o'), usual), (photos, Path('o'), how | dict(progress=False)),
@@ -512,8 +514,8 @@ def test_doctor_of_a_broken_torch(tmp_path):
 def small_demo(monkeypatch):
     small = DemoSettings().but(n_photos=4, n_anime=4, n_pairs=4, draw_size=64, seconds=.1, n_codes=2,
                                n_test=4, n_show=1, show_size=32, small=32)
-    third = SemisupSettings.preset('tiny').but(size=16, load_size=16, ngf=4, ndf=4, n_blocks=5, n_layers=1,
-                                               epochs=2, n_patches=8)
+    third = SemisupSettings.preset('tiny').but(size=16, load_size=16, ndf=4, n_layers=1, epochs=2,
+                                               n_patches=8)
     first = FinetuneSettings.preset('tiny').but(batch=2, crops=2)
     monkeypatch.setattr('scenimefy.demo.DemoSettings', lambda: small)
     monkeypatch.setattr(SemisupSettings, 'preset', classmethod(lambda cls, name: third))
