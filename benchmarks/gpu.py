@@ -849,7 +849,7 @@ def bench(kit):
 # ---- C. a training for the minutes that are left
 
 def draw_portion(number, folder, pairs, sharp, side):
-    "One portion of what a bake would train the translator on, made on one core; a function of its number."
+    "Generated pairs and drawn pictures to train on, made on one core; a function of the number."
     from scenimefy.core import to_image
     from scenimefy.priors import load_segmenter
     from scenimefy.selection import SelectSettings, StyleganPairs, make_pairs

@@ -405,6 +405,8 @@ def bake(names=None,          # of `_RECIPES`; None: all
     names = list(names or _RECIPES)
     for name in names:
         if name not in _RECIPES: raise SettingsError(f"no recipe for {name!r}; known: {', '.join(_RECIPES)}")
+    for folder in photos:                  # now, not after the hours that come before they are needed
+        if not find_images(folder): raise UserError(f'{folder}: no picture in this folder')
     kitchen, found = Kitchen(out, cfg, device, photos), {}
     for name, recipe in _RECIPES.items():
         if name not in names: continue

@@ -392,7 +392,7 @@ def bake_command(
         'Real photographs for the translators, beside the drawn ones; name several folders for equal '
         'shares.', '--photos')] = None,
     device: _Device = 'auto'):
-    "Train the bundled networks again: a night on a CPU. The same line goes on where it was stopped."
+    "Train the bundled networks again: some hours on a CPU. The same line goes on where it was stopped."
     from scenimefy.bake import bake
     made = bake(names, out, device=device, say=typer.echo, photos=photos or ())
     for name in made: typer.echo(out/f'{name}.safetensors')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['full_precision', 'lsgan', 'patch_nce', 'jsd', 'relations', 'src', 'hard_negative_weights', 'gamma', 'hdce',
-           'lambda_sup', 'content', 'color_axes', 'color_blocks', 'copy_error', 'softplus_critic', 'softplus_generator',
-           'r1_penalty', 'path_length', 'clip_distance']
+           'lambda_sup', 'content', 'color_blocks', 'copy_error', 'softplus_critic', 'softplus_generator', 'r1_penalty',
+           'path_length', 'clip_distance']
 
 # %% ../nbs/06_losses.ipynb #exp-imports
 import contextlib, functools, math
@@ -154,7 +154,7 @@ def content(a:Tensor,    # (B,3,H,W) in [-1,1], with gradient
     return F.mse_loss(_widen(features(a)), _widen(goal))
 
 # %% ../nbs/06_losses.ipynb #eq-color
-def color_axes(x:Tensor    # (B,3,H,W) red, green, blue
+def _color_axes(x:Tensor    # (B,3,H,W) red, green, blue
               ) -> Tensor: # (B,3,H,W)
     "Brightness, red against green, yellow against blue: the matrix O."
     red, green, blue = x.unbind(1)
@@ -170,7 +170,7 @@ def color_blocks(a:Tensor,    # (B,3,H,W) in [-1,1], with gradient
     total = 0.
     for side in _BLOCKS:
         blocks = F.avg_pool2d(a - b.detach(), side, ceil_mode=True)
-        total = total + color_axes(blocks).square().sum(1).mean()/len(_BLOCKS)
+        total = total + _color_axes(blocks).square().sum(1).mean()/len(_BLOCKS)
     return total
 
 # %% ../nbs/06_losses.ipynb #eq-copy

@@ -143,7 +143,7 @@ def _ready(weights, device, precision):
 
 # %% ../nbs/10_stylize.ipynb #exp-stylize
 def stylize(image,               # path, PIL image, or uint8 array (H,W), (H,W,3) or (H,W,4)
-            weights='drawn',   # 'drawn', 'shinkai', a weights file, or a `ResnetGenerator`
+            weights='drawn',     # 'drawn', 'shinkai', a weights file, or a `ResnetGenerator`
             device:str='auto',   # 'auto', 'cpu', 'cuda', 'mps'; 'auto' leaves a network where it is
             precision:str=None,  # 'fp32' or 'bf16'; None: as a network is, 'fp32' for a file
             max_pixels:int=None, # of a file; larger ones are refused. Default: `data.MAX_PIXELS`

@@ -319,8 +319,9 @@ def _receive(remote, part):
 # %% ../nbs/02c_weights.ipynb #exp-fetch
 def _by_hand(remote, target, why):
     size = f'{remote.size:,} bytes' if remote.size else 'its size is unknown to us'
+    ours = 'drawn, ours' if remote.kind == 'translator' else 'tiny, a toy'
     return (f'cannot fetch {remote.url} ({why}). Run again to go on, or get that file by hand '
-            f'({size}) and put it at {target}. Without the network there is the name tiny, a toy')
+            f'({size}) and put it at {target}. Without the network there is the name {ours}')
 
 # %% ../nbs/02c_weights.ipynb #exp-download
 def _download(remote, target, seen):

@@ -67,10 +67,66 @@ def test_generators_fit_each_other():
 
 
 def test_translator_helps():
-    "On scenes of all hours, and more than its colors alone."
+    "On scenes of all hours; the card, which saw more of them, promises a third and more."
     found = translator_scores(load_translator('drawn'), 40)
     assert found['output_l1'] < .68*found['photo_l1']
     assert found['output_perceptual'] < found['photo_perceptual']
+    with safe_open(PACKAGE/'drawn.safetensors', 'pt') as file: card = json.loads(file.metadata()['scores'])
+    assert card['scenes'] == 250 and card['output_l1'] <= .65*card['photo_l1']
+
+
+def calm(**changed): return dict(edges=.8, flat=.6, halo=.1) | changed
+
+
+@pytest.mark.parametrize('found, wanted', [
+    ([calm()], True), ([calm(edges=.7)], False), ([calm(flat=.71)], False), ([calm(halo=.3)], False),
+    ([calm(flat=.8), calm(flat=.5)], True),                          # the mean decides
+    ([calm(halo=float('nan')), calm()], True)])                      # a photo without outlines says nothing
+def test_calm_is_painted_with_edges_and_without_halos(tmp_path, monkeypatch, found, wanted):
+    Image.new('RGB', (900, 300)).save(tmp_path/'a.png')
+    seen, left = [], list(found)
+    monkeypatch.setattr(baking, 'stylize', lambda photo, net, device: seen.append(photo.size))
+    monkeypatch.setattr(baking, 'kept', lambda photo, scene: left.pop(0))
+    assert baking._is_calm(None, [tmp_path/'a.png']*len(found)) is wanted
+    assert set(seen) == {(512, 171)}
+
+
+@pytest.mark.parametrize('calm_steps, wanted', [({20, 30}, 30), ({10}, 10), ({10, 40}, 40), (set(), 10)])
+def test_the_last_calm_state_is_taken(tmp_path, monkeypatch, calm_steps, wanted):
+    "The first one if none is calm; photos of all folders are asked, about as many as wanted."
+    (tmp_path/'checkpoints').mkdir()
+    for step in (10, 20, 30, 40): (tmp_path/'checkpoints'/f'step-{step:08d}.safetensors').touch()
+    asked = []
+    def is_calm(step, photos):
+        asked.append(list(photos))
+        return step in calm_steps
+    monkeypatch.setattr(baking, 'find_images', lambda folder: [f'{folder}{i}' for i in range(60)])
+    monkeypatch.setattr(baking, '_averaged', lambda cfg, path: int(path.stem[5:]))
+    monkeypatch.setattr(baking, '_is_calm', is_calm)
+    assert baking._last_calm(None, tmp_path, ['a', 'b'], n=30) == (wanted, wanted)
+    assert all(len(photos) == 30 and {p[0] for p in photos} == {'a', 'b'} for photos in asked)
+
+
+def test_a_state_gives_the_translator_of_its_run(tmp_path):
+    "At the last step, the averaged weights of the checkpoint are those of the finished file."
+    from scenimefy.painters import write_world
+    from scenimefy.runs import checkpoints
+    from scenimefy.semisup import SemisupSettings, train
+    world = write_world(tmp_path/'w', n_photos=2, n_anime=2, n_pairs=2, size=32)
+    cfg = SemisupSettings.preset('tiny').but(size=16, load_size=32, ngf=4, ndf=4, n_blocks=5, epochs=2,
+                                             epoch_steps=1, n_patches=8, tone='style', ema=.5)
+    folders = world/'photos', world/'anime', world/'pairs', tmp_path/'r'
+    made = load_translator(train(cfg, *folders, device='cpu'))
+    net = baking._averaged(cfg, checkpoints(tmp_path/'r')[-1])
+    x = render([HELD_OUT], 32, 'photo')
+    with torch.no_grad(): assert torch.equal(net.paint(x), made.paint(x))
+
+
+def test_an_empty_folder_of_photos_is_named_before_the_work_begins(tmp_path):
+    (tmp_path/'none').mkdir()
+    for folder in ('none', 'gone'):
+        with pytest.raises(UserError, match=folder): bake(['clip'], tmp_path/'out', photos=[tmp_path/folder])
+    assert not (tmp_path/'out').exists()
 
 
 def test_phases_grow():
