@@ -14,6 +14,7 @@ import torch
 from markupsafe import Markup
 from PIL import Image
 
+from .bake import compare_to_truth
 from .core import Settings, UserError, atomic_path, opt, pick_device, to_image
 from .data import find_images, read_image
 from .finetune import FinetuneSettings, finetune
@@ -173,24 +174,6 @@ def _draw_losses(log:dict, dark:bool=False, cols:int=5):
     fig.tight_layout(pad=.4)
     return fig
 
-# %% ../nbs/14b_demo.ipynb #exp-truth
-@torch.no_grad()
-def _to_truth(nets:dict,       # {name: function from images to images}
-              seeds:list, size:int=64,
-              perceptual=None, # of `load_perceptual`
-              batch:int=20
-             ) -> dict:        # {name: (2,n)}: mean absolute difference, perceptual distance (0 without)
-    "How far each net's output is from the true anime rendering, scene by scene."
-    found = {name: [] for name in nets}
-    for i in range(0, len(seeds), batch):
-        photo, truth = (render(seeds[i:i+batch], size, style) for style in ('photo', 'anime'))
-        for name, net in nets.items():
-            made = net(photo)
-            l1 = (made - truth).abs().mean(dim=(1, 2, 3))
-            distance = perceptual(made, truth) if perceptual else torch.zeros_like(l1)
-            found[name].append(torch.stack([l1, distance]))
-    return {name: torch.cat(parts, 1) for name, parts in found.items()}
-
 # %% ../nbs/14b_demo.ipynb #exp-compared
 _PHOTO, _PALETTE, _HERE, _OURS = 'the photo itself', 'its colors alone', 'trained here', 'bundled'
 
@@ -322,7 +305,7 @@ def _stage2_html(made_by, segmenter, folder, cfg, n:int=2) -> Markup:
     return section_html('Stage 2: pairs from nothing', text, *parts)
 
 # %% ../nbs/14b_demo.ipynb #exp-measuresection
-def _measure_html(scores:dict, size:int) -> Markup: # scores: of `_to_truth`, the photo itself first
+def _measure_html(scores:dict, size:int) -> Markup: # scores: of `compare_to_truth`, the photo itself first
     "The section that says how close the translations are."
     photo, *_ = scores.values()
     n, rows = photo.shape[1], []
@@ -541,7 +524,8 @@ def demo(photos=(),             # files and folders
     clock.start('measuring on held-out scenes')
     trained, bundled = load_translator(kept), load_translator('drawn')
     seeds = list(range(HELD_OUT, HELD_OUT + max(s.n_test, s.n_show)))
-    scores = _to_truth(_compared(trained, bundled), seeds[:s.n_test], s.test_size, load_perceptual('tiny'))
+    compared = _compared(trained, bundled)
+    scores = compare_to_truth(compared, seeds[:s.n_test], s.test_size, load_perceptual('tiny'))
     l1 = {name: x[0] for name, x in scores.items()}
     result = dict(trained=_gain(l1[_PHOTO], l1[_HERE]), bundled=_gain(l1[_PHOTO], l1[_OURS]))
     clock.start('translating scenes and photos')

@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 
 import scenimefy.demo as D
+from scenimefy.bake import compare_to_truth
 from scenimefy.core import UserError
 from scenimefy.demo import (Clock, DemoSettings, _failed_html, _fit_finetune, _fit_train, _gain,
                             _losses_html, _next_html, _photos_html, _seconds_per_step, _short_memory,
-                            _show_photo, _show_photos, _smooth, _to_truth)
+                            _show_photo, _show_photos, _smooth)
 from scenimefy.finetune import FinetuneSettings
 from scenimefy.semisup import SemisupSettings
 from scenimefy.painters import render
@@ -105,11 +106,11 @@ def test_distance_is_taken_to_the_anime_of_the_scene():
     seeds = [HELD_OUT, HELD_OUT + 1, HELD_OUT + 2]
     photo, anime = (render(seeds, 32, style) for style in ('photo', 'anime'))
     nets = {'nothing': lambda x: x, 'gray': torch.zeros_like}
-    found = _to_truth(nets, seeds, 32, lambda a, b: (a - b).amax((1, 2, 3)), batch=2)
+    found = compare_to_truth(nets, seeds, 32, lambda a, b: (a - b).amax((1, 2, 3)), batch=2)
     for name, made in (('nothing', photo), ('gray', torch.zeros_like(anime))):
         off = made - anime
         torch.testing.assert_close(found[name], torch.stack([off.abs().mean((1, 2, 3)), off.amax((1, 2, 3))]))
-    assert (_to_truth({'nothing': lambda x: x}, seeds[:1], 32)['nothing'][1] == 0).all()
+    assert (compare_to_truth({'nothing': lambda x: x}, seeds[:1], 32)['nothing'][1] == 0).all()
 
 
 def test_clock_adds_up_what_has_one_name(clock):
