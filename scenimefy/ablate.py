@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import __version__
 from .core import Settings, SettingsError, UserError, atomic_path, opt, pick_device, seeded, to_image
+from .data import PairedSet
 from .features import style_features
 from .finetune import TABLE_3, FinetuneSettings, finetune, shared_styles
 from .metrics import embed, feature_distance
@@ -28,9 +29,9 @@ from .priors import load_clip, load_segmenter
 from .runs import Diverged, Stopped
 from .selection import (SelectSettings, StyleganPairs, agreement, digest, lbce_released, make_pairs,
                                  semantic_scores)
-from .semisup import SemisupSettings, train, without_branch
+from .semisup import SemisupSettings, fit_palette, train, without_branch
 from .stylegan import load_stylegan
-from .translator import load_translator
+from .translator import load_translator, map_colors
 from .painters import render, write_world
 from .world import HELD_OUT, scenes
 
@@ -381,19 +382,22 @@ def short_translator(budget:int) -> SemisupSettings:
 def plan_4(cfg:AblateSettings, work, device:str='cpu') -> dict: # arguments of `run_table`
     "Table 4 and appendix C: Stage 3 from a copy, measured on photos that no run has seen."
     world, pairs = world_folder(work, cfg.world, 192), pair_folders(cfg, work, device)
-    base = short_translator(cfg.budget)
+    base = short_translator(cfg.budget).but(tone='style')
     ruler = world_ruler(cfg.scenes, base.size, cfg.real)
     def run_one(change, seed, folder):
         change = dict(change)
         data = pairs[change.pop('pairs', 'pairs')]
         settings = base.but(seed=seed, **change)
         made = train(settings, world/'photos', world/'anime', data, folder, device=device, start=_START)
-        return in_parts(load_translator(made), ruler.photo)
+        return in_parts(load_translator(made).paint, ruler.photo)
+    def scale():
+        palette = fit_palette(PairedSet(pairs['pairs'], base.size, base.load_size))
+        return ruler.scale() | {'photos in the palette': ruler(map_colors(ruler.photo, palette))}
     folders = {name: folder_digest(folder) for name, folder in {'world': world, **pairs}.items()}
     about = dict(table=4, settings=base.to_dict(), scenes=cfg.scenes, real=cfg.real,
                  device=pick_device(device).type, start=digest(load_translator(_START)), **folders,
                  **judges())
-    return dict(rows=TABLE_4, run_one=run_one, measure=ruler, about=about, scale=ruler.scale, picture=strip)
+    return dict(rows=TABLE_4, run_one=run_one, measure=ruler, about=about, scale=scale, picture=strip)
 
 # %% ../nbs/12_ablate.ipynb #exp-cells
 _MEASURES = dict(lbce='L_BCE ↓', agreement='label agreement ↑', frechet='tiny distance to anime ↓',

@@ -16,14 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ablate import (_START, AblateSettings, folder_digest, in_parts, judges, pair_folders,
-                              short_translator, strip, world_folder, world_ruler)
+from .ablate import (AblateSettings, folder_digest, in_parts, judges, pair_folders, short_translator,
+                              strip, world_folder, world_ruler)
 from .core import SettingsError, opt, pick_device
 from .data import Transform, find_images, read_image
 from .losses import lsgan, patch_nce
 from .priors import load_clip
 from .runs import descend, frozen, run_training
-from .selection import digest
 from .semisup import Run, SemisupSettings, draw_ids, only, over_taps, term_weights, train
 from .translator import load_translator
 
@@ -98,13 +97,13 @@ STEPS = {}  # {method: its step}, filled below
 
 class BaselineRun(Run):
     "A training with other people's losses: networks, data, schedule, average and files as in Stage 3."
-    def __init__(self, cfg:BaselineSettings, photos, anime, pairs, run, device:str='auto', start=None):
+    def __init__(self, cfg:BaselineSettings, photos, anime, pairs, run, device:str='auto'):
         if cfg.precision != 'fp32':
             raise SettingsError('the baselines are trained in fp32 only; set precision to fp32')
         if cfg.warmup >= cfg.epochs:
             raise SettingsError(f'warmup = {cfg.warmup} epochs leave nothing of epochs = {cfg.epochs}; '
                                 'set warmup lower')
-        super().__init__(cfg, photos, anime, pairs, run, device, start)
+        super().__init__(cfg, photos, anime, pairs, run, device)
         self.clip = load_clip('tiny', self.device)
 
     def tokens(self, images):
@@ -251,7 +250,7 @@ def _settings(base, change, seed) -> BaselineSettings:
     return BaselineSettings(**{**base.to_dict(), 'seed': seed, **change, 'warmup': warmup})
 
 def plan_1(cfg:AblateSettings, work, device:str='cpu') -> dict: # arguments of `ablate.run_table`
-    "Table 1 on the tiny world: every method from one copy, with data, networks, steps, measures of Table 4."
+    "Table 1 on the tiny world: every method from nothing, with data, networks, steps, measures of Table 4."
     world, pairs = world_folder(work, cfg.world, 192), pair_folders(cfg, work, device)['pairs']
     base = short_translator(cfg.budget)
     ruler, statistics = world_ruler(cfg.scenes, base.size, cfg.real), _world_statistics(world/'anime')
@@ -259,12 +258,12 @@ def plan_1(cfg:AblateSettings, work, device:str='cpu') -> dict: # arguments of `
         data, method = (world/'photos', world/'anime', pairs, folder), change['method']
         if method == 'photo': return ruler.photo
         if method == 'color transfer': return in_parts(lambda x: color_transfer(x, statistics), ruler.photo)
-        if method == 'Scenimefy': made = train(base.but(seed=seed), *data, device=device, start=_START)
+        if method == 'Scenimefy': made = train(base.but(seed=seed), *data, device=device)
         else:
-            run = BaselineRun(_settings(base, change, seed), *data, device=device, start=_START)
+            run = BaselineRun(_settings(base, change, seed), *data, device=device)
             made = run_training(run, name=method)
         return in_parts(load_translator(made), ruler.photo)
     about = dict(table=1, settings=base.to_dict(), scenes=cfg.scenes, real=cfg.real,
                  device=pick_device(device).type, world=folder_digest(world), pairs=folder_digest(pairs),
-                 start=digest(load_translator(_START)), **judges())
+                 **judges())
     return dict(rows=TABLE_1, run_one=run_one, measure=ruler, about=about, scale=ruler.scale, picture=strip)

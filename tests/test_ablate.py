@@ -407,18 +407,19 @@ def test_rows_of_table_4_reach_the_training(monkeypatch, tmp_path):
         seen.append(args[:4])
         assert start == 'copy'                                      # all rows begin from one network
         return 'made'
-    monkeypatch.setattr(A, 'digest', lambda net: f'digest of {net}')
+    monkeypatch.setattr(A, 'digest', lambda net: getattr(net, 'paint', 'a judge'))
     monkeypatch.setattr(A, 'train', trained)
-    monkeypatch.setattr(A, 'load_translator', lambda made: made)
+    monkeypatch.setattr(A, 'load_translator', lambda made: SimpleNamespace(paint=f'painted by {made}'))
     monkeypatch.setattr(A, 'in_parts', lambda net, photos: (net, photos))
-    plan, base = A.plan_4(AblateSettings(), tmp_path), short_translator(AblateSettings().budget)
+    plan = A.plan_4(AblateSettings(), tmp_path)
+    base = short_translator(AblateSettings().budget).but(tone='style')
     for row, change in plan['rows'].items():
-        assert plan['run_one'](change, 5, tmp_path/'run') == ('made', 'photos')
+        assert plan['run_one'](change, 5, tmp_path/'run') == ('painted by made', 'photos')
         cfg, *folders = seen[-1]
         assert cfg == base.but(seed=5, **{k: v for k, v in change.items() if k != 'pairs'})
         wanted = pairs['unselected' if row == 'no selection' else 'pairs']
         assert folders == [tmp_path/'photos', tmp_path/'anime', wanted]
-    assert len(seen) == 10 and plan['about']['start'] == 'digest of copy'
+    assert len(seen) == 10 and plan['about']['start'] == 'painted by copy'
 
 
 def test_rows_of_table_3_reach_the_fine_tuning_and_paint_the_same_codes(monkeypatch, tmp_path):

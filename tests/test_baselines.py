@@ -18,7 +18,6 @@ from scenimefy.data import Transform
 from scenimefy.runs import run_training
 from scenimefy.semisup import SemisupSettings, draw_ids
 from scenimefy.painters import write_world
-from scenimefy.translator import ResnetGenerator, save_translator
 from tape import Tape
 
 SMALL = BaselineSettings.preset('tiny').but(
@@ -293,10 +292,6 @@ def test_table_rows_reach_their_methods(world, tmp_path, monkeypatch):
     monkeypatch.setattr(B, 'short_translator', lambda budget: small)
     monkeypatch.setattr(B, 'run_training', rival)
     monkeypatch.setattr(B, 'train', ours)
-    bare = ResnetGenerator(ngf=small.ngf, n_blocks=small.n_blocks)
-    start = save_translator(bare, tmp_path/'start.safetensors')
-    monkeypatch.setattr(B, '_START', start)
-    monkeypatch.setattr(B, 'digest', lambda net: 'its digest')
     monkeypatch.setattr(B, 'load_translator', lambda file: lambda photos: photos)
     plan = B.plan_1(AblateSettings(), tmp_path)
     for i, (row, change) in enumerate(plan['rows'].items()):
