@@ -19,12 +19,14 @@ from torch import Tensor
 from .ablate import (AblateSettings, folder_digest, in_parts, judges, pair_folders, short_translator,
                               strip, world_folder, world_ruler)
 from .core import SettingsError, opt, pick_device
-from .data import Transform, find_images, read_image
+from .data import PairedSet, Transform, find_images, read_image
 from .losses import lsgan, patch_nce
 from .priors import load_clip
 from .runs import descend, frozen, run_training
-from .semisup import Run, SemisupSettings, draw_ids, only, over_taps, term_weights, train
-from .translator import load_translator
+from .selection import digest
+from .semisup import (Run, SemisupSettings, draw_ids, fit_palette, only, over_taps, term_weights,
+                               train)
+from .translator import give_tone, load_translator, map_colors
 
 # %% ../nbs/12b_baselines.ipynb #exp-published
 PUBLISHED_1 = {'photo': 121.807, 'CartoonGAN': 67.2, 'AnimeGAN': 67.739, 'Scenimefy': 48.922}  # FID
@@ -79,7 +81,6 @@ class BaselineSettings(SemisupSettings):
     method:    str   = opt('CUT', 'whose losses', 'ours', choices=tuple(RECIPES))
     content:   str   = opt('none', "what the content term compares: the tiny CLIP's patch tokens",
                            'CartoonGAN, AnimeGAN: there VGG-19', choices=('none', 'tokens'))
-    tone:      str   = opt('own', 'whose tone terms see', 'ours', choices=('own',))
     lam_edge:  float = opt(0., 'anime with smoothed edges, as fakes for the critic',
                            'CartoonGAN 1, AnimeGAN 0.1', lo=0.)
     lam_gram:  float = opt(0., 'distance of Gram matrices to grayscale anime', 'AnimeGAN', lo=0.)
@@ -97,14 +98,23 @@ STEPS = {}  # {method: its step}, filled below
 
 class BaselineRun(Run):
     "A training with other people's losses: networks, data, schedule, average and files as in Stage 3."
-    def __init__(self, cfg:BaselineSettings, photos, anime, pairs, run, device:str='auto'):
+    def __init__(self, cfg:BaselineSettings, photos, anime, pairs, run, device:str='auto', start=None):
         if cfg.precision != 'fp32':
             raise SettingsError('the baselines are trained in fp32 only; set precision to fp32')
         if cfg.warmup >= cfg.epochs:
             raise SettingsError(f'warmup = {cfg.warmup} epochs leave nothing of epochs = {cfg.epochs}; '
                                 'set warmup lower')
-        super().__init__(cfg, photos, anime, pairs, run, device)
+        super().__init__(cfg, photos, anime, pairs, run, device, start)
         self.clip = load_clip('tiny', self.device)
+
+    def goal(self, x):
+        "The photo in the colors that its translation should have."
+        return x if self.nets.palette is None else map_colors(x, self.nets.palette)
+
+    def paint(self, x, goal):
+        "A translation as the losses see it: with the tone of `goal`, if the settings ask for that."
+        made = self.nets.G(x)
+        return made if self.nets.palette is None else give_tone(made, goal)
 
     def tokens(self, images):
         "What the content of an image is compared by."
@@ -131,7 +141,7 @@ class BaselineRun(Run):
 def pix2pix_step(r, batch, w):
     "A critic that sees the photo beside the picture, and the mean absolute error."
     _, _, xp, yp = batch
-    fake = r.nets.G(xp)
+    fake = r.paint(xp, yp)
     log = dict(D_p=r.critic_step('D_p', torch.cat([xp, yp], 1), [(torch.cat([xp, fake], 1), 1)]))
     with frozen(r.nets.D_p):
         terms = dict(gan_sup=lsgan(r.nets.D_p(torch.cat([xp, fake], 1)), True), l1=(fake - yp).abs().mean())
@@ -144,7 +154,8 @@ def cut_step(r, batch, w):
     "A critic, and patches that must be found again at their place, in photos and in anime."
     x, y, _, _ = batch
     nets, ids = r.nets, draw_ids(r.cfg, r.step, r.device, r.rank)['F']
-    fake, same = nets.G(x), nets.G(y)
+    goal = r.goal(x)
+    fake, same = r.paint(x, goal), r.paint(y, y)
     log = dict(D=r.critic_step('D', y, [(fake, 1)]))
     def rows(images): return nets.F(nets.G.encode(images), ids)
     def nce(a, b): return over_taps(functools.partial(patch_nce, tau=r.cfg.tau), rows(a), rows(b))
@@ -185,10 +196,11 @@ def feature_l1(a:Tensor, b:Tensor, net) -> Tensor:
 def cartoon_step(r, batch, w):
     "A critic that also refuses anime without edges, and the photo's content."
     x, y, _, _ = batch
-    fake, log = r.nets.G(x), {}
+    goal, log = r.goal(x), {}
+    fake = r.paint(x, goal)
     if w['gan']: log['D'] = r.critic_step('D', y, [(fake, 1), (smooth_edges(y), r.cfg.lam_edge)])
     with frozen(r.nets.D):
-        terms = dict(content=feature_l1(fake, x, r.tokens))
+        terms = dict(content=feature_l1(fake, goal, r.tokens))
         if w['gan']: terms['gan'] = lsgan(r.nets.D(fake), True)
         return log | r.generator_step(terms, w)
 
@@ -222,14 +234,15 @@ def color_reconstruction(fake:Tensor, photo:Tensor) -> Tensor:
 def anime_step(r, batch, w):
     "A critic that refuses gray anime too; texture from gray anime, colors and content from the photo."
     x, y, _, _ = batch
-    fake, log = r.nets.G(x), {}
+    goal, log = r.goal(x), {}
+    fake = r.paint(x, goal)
     fakes = [(fake, 1), (gray(y), 1), (smooth_edges(gray(y)), r.cfg.lam_edge)]
     if w['gan']: log['D'] = r.critic_step('D', y, fakes)
     with frozen(r.nets.D):
-        terms = dict(content=feature_l1(fake, x, r.tokens))
+        terms = dict(content=feature_l1(fake, goal, r.tokens))
         if w['gan']: terms['gan'] = lsgan(r.nets.D(fake), True)
         if w['gram']: terms['gram'] = gray_style(fake, y, r.tokens)
-        if w['color']: terms['color'] = color_reconstruction(fake, x)
+        if w['color']: terms['color'] = color_reconstruction(fake, goal)
         return log | r.generator_step(terms, w)
 
 STEPS['AnimeGAN'] = anime_step
@@ -238,6 +251,7 @@ STEPS['AnimeGAN'] = anime_step
 TABLE_1 = {'photo': dict(method='photo'), 'color transfer': dict(method='color transfer'),
            **{name: dict(method=name, **recipe) for name, recipe in RECIPES.items()},
            'Scenimefy': dict(method='Scenimefy')}
+_START = 'copy'   # the bundled network that every trained row begins from
 
 def _world_statistics(folder, n:int=100) -> tuple:
     "Color statistics of the first `n` pictures of a folder, at 64 px."
@@ -245,25 +259,28 @@ def _world_statistics(folder, n:int=100) -> tuple:
     return color_statistics(torch.stack([look(read_image(f)) for f in find_images(folder)[:n]]))
 
 def _settings(base, change, seed) -> BaselineSettings:
-    "The settings of a row: those of the table, the recipe, and a warm-up of at most a fifth."
-    warmup = min(change.get('warmup', 0), base.epochs//5)
-    return BaselineSettings(**{**base.to_dict(), 'seed': seed, **change, 'warmup': warmup})
+    "The settings of a row: those of the table, and its recipe without warm-up, since it begins from a copy."
+    return BaselineSettings(**{**base.to_dict(), 'seed': seed, **change, 'warmup': 0})
 
+# %% ../nbs/12b_baselines.ipynb #exp-plan-1
 def plan_1(cfg:AblateSettings, work, device:str='cpu') -> dict: # arguments of `ablate.run_table`
-    "Table 1 on the tiny world: every method from nothing, with data, networks, steps, measures of Table 4."
+    "Table 1 on the tiny world: every method from one copy, with data, steps, tone, measures of Table 4."
     world, pairs = world_folder(work, cfg.world, 192), pair_folders(cfg, work, device)['pairs']
-    base = short_translator(cfg.budget)
+    base = short_translator(cfg.budget).but(tone='style')
     ruler, statistics = world_ruler(cfg.scenes, base.size, cfg.real), _world_statistics(world/'anime')
     def run_one(change, seed, folder):
         data, method = (world/'photos', world/'anime', pairs, folder), change['method']
         if method == 'photo': return ruler.photo
         if method == 'color transfer': return in_parts(lambda x: color_transfer(x, statistics), ruler.photo)
-        if method == 'Scenimefy': made = train(base.but(seed=seed), *data, device=device)
+        if method == 'Scenimefy': made = train(base.but(seed=seed), *data, device=device, start=_START)
         else:
-            run = BaselineRun(_settings(base, change, seed), *data, device=device)
+            run = BaselineRun(_settings(base, change, seed), *data, device=device, start=_START)
             made = run_training(run, name=method)
-        return in_parts(load_translator(made), ruler.photo)
+        return in_parts(load_translator(made).paint, ruler.photo)
+    def scale():
+        palette = fit_palette(PairedSet(pairs, base.size, base.load_size))
+        return ruler.scale() | {'photos in the palette': ruler(map_colors(ruler.photo, palette))}
     about = dict(table=1, settings=base.to_dict(), scenes=cfg.scenes, real=cfg.real,
-                 device=pick_device(device).type, world=folder_digest(world), pairs=folder_digest(pairs),
-                 **judges())
-    return dict(rows=TABLE_1, run_one=run_one, measure=ruler, about=about, scale=ruler.scale, picture=strip)
+                 device=pick_device(device).type, start=digest(load_translator(_START)),
+                 world=folder_digest(world), pairs=folder_digest(pairs), **judges())
+    return dict(rows=TABLE_1, run_one=run_one, measure=ruler, about=about, scale=scale, picture=strip)

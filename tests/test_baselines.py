@@ -16,8 +16,10 @@ from scenimefy.baselines import (PUBLISHED_1, _NOT_HERE_1, RECIPES, STEPS, TABLE
 from scenimefy.core import SettingsError, seeded
 from scenimefy.data import Transform
 from scenimefy.runs import run_training
+from scenimefy import semisup
 from scenimefy.semisup import SemisupSettings, draw_ids
 from scenimefy.painters import write_world
+from scenimefy.translator import ResnetGenerator, map_colors
 from tape import Tape
 
 SMALL = BaselineSettings.preset('tiny').but(
@@ -262,6 +264,22 @@ def test_refusals(world, tmp_path):
     assert BaselineSettings.from_json(cfg.to_json()) == cfg
 
 
+@pytest.mark.parametrize('name', STEPS)
+def test_critics_see_scenes_in_the_tone_of_their_goal(name, world, tmp_path):
+    "With tone = style the mean color of what a critic calls fake is that of the goal; without, it is not."
+    def seen(tone):
+        r, shown = start(world, name, tmp_path/tone, tone=tone), []
+        x, _, _, yp = batch = first_batch(r)
+        def critic_step(critic, real, fakes):
+            shown.append(fakes[0][0][:, -3:])
+            return torch.zeros(())
+        r.critic_step = critic_step
+        STEPS[name](r, batch, baseline_weights(r.cfg, 1))
+        goal = yp if name == 'pix2pix' else x if tone == 'own' else map_colors(x, r.nets.palette)
+        return (shown[0].mean((2, 3)) - goal.mean((2, 3))).abs().max()
+    assert seen('style') < .02 < seen('own')
+
+
 # ---- the table
 
 def test_rows_differ_and_are_named_as_the_paper_names_them():
@@ -283,16 +301,23 @@ def test_table_rows_reach_their_methods(world, tmp_path, monkeypatch):
     monkeypatch.setattr(B, 'world_ruler', lambda *a: Ruler())
     known = SemisupSettings().to_dict()
     small = SemisupSettings(**{k: v for k, v in SMALL.to_dict().items() if k in known})
+    start = ResnetGenerator(3, 3, small.ngf, small.n_blocks)
+    start.paint = lambda photos: photos
+    first = next(start.parameters())
     def rival(r, name):
+        begins = dict(r.nets.G.named_parameters()).values()
+        assert any(torch.equal(p, first) for p in begins) and r.cfg.tone == 'style' and r.cfg.warmup == 0
         asked.append((name, r.cfg.seed, r.cfg.method))
         return 'file'
     def ours(cfg, *args, **kwargs):
+        assert kwargs['start'] == 'copy' and cfg.tone == 'style'
         asked.append(('Scenimefy', cfg.seed, ''))
         return 'file'
     monkeypatch.setattr(B, 'short_translator', lambda budget: small)
     monkeypatch.setattr(B, 'run_training', rival)
     monkeypatch.setattr(B, 'train', ours)
-    monkeypatch.setattr(B, 'load_translator', lambda file: lambda photos: photos)
+    monkeypatch.setattr(B, 'load_translator', lambda file: start)
+    monkeypatch.setattr(semisup, 'load_translator', lambda file: start)
     plan = B.plan_1(AblateSettings(), tmp_path)
     for i, (row, change) in enumerate(plan['rows'].items()):
         images = plan['run_one'](change, 5, tmp_path/f'run{i}')
