@@ -14,13 +14,14 @@ import torch
 from safetensors import safe_open
 
 from .core import Settings, SettingsError, UserError, atomic_path, opt, pick_device, seeded
-from .data import find_images, read_image
+from .data import PairedSet, find_images, read_image
 from .metrics import embed, feature_distance
 from .finetune import FinetuneSettings, finetune
 from .kept import kept
 from .priors import load_clip, load_perceptual, load_segmenter
 from .selection import StyleganPairs, score_pairs
-from .semisup import SemisupSettings, only, train
+from .overpaint import overpaint_photos
+from .semisup import SemisupSettings, fit_palette, only, train
 from .runs import History, checkpoints
 from .pretrain import PretrainSettings, pretrain
 from .stylegan import load_stylegan, read_stylegan, save_stylegan
@@ -42,10 +43,11 @@ class BakeSettings(Settings):
     n_styled:  int   = opt(900, 'anime scenes for Stage 3, 448 px', 'ours: sharp when reduced',
                            'images', lo=4)
     n_pairs:   int   = opt(400, 'drawn pairs for Stage 3, 256 px', 'ours', 'pairs', lo=4)
+    n_painted: int   = opt(1600, 'pairs painted over real photographs, 160 px', 'ours', 'pairs', lo=4)
     n_score:   int   = opt(1000, 'pictures that a score is taken on', 'ours', 'images', lo=8)
     share:     float = opt(1., 'part of the steps that are taken; for trials', 'ours', lo=1e-5, hi=1.)
     PRESETS = {'bake': {}, 'lesson': dict(n_photos=32, n_anime=16, n_sharp=4, n_styled=4, n_pairs=4,
-                                          n_score=24, share=.0005)}
+                                          n_painted=4, n_score=24, share=.0005)}
 
 # %% ../nbs/14_bake.ipynb #exp-once
 def _fill_once(folder:Path,
@@ -210,11 +212,21 @@ def _pair_scores(source, made, n:int) -> dict:
     return dict(pictures=n, lbce=mean('lbce'), agreement=mean('agreement'), distance=round(distance, 4))
 
 # %% ../nbs/14_bake.ipynb #exp-drawn-data
-def _drawn_data(k:Kitchen) -> tuple: # (folders of photos, folder of anime, folder of pairs)
-    "What Stage 3 learns from: the drawn world, and the real photographs of this kitchen."
+def _painted_over(k:Kitchen, pairs) -> Path: # a folder of pairs
+    "Pairs painted over the real photographs, in the colors of the drawn pairs."
+    palette = fit_palette(PairedSet(pairs, 128, 0))
+    def fill(folder): overpaint_photos(k.photos, folder, palette, k.cfg.n_painted)
+    return _fill_once(k.work/'painted', fill, n=k.cfg.n_painted)
+
+def _drawn_data(k:Kitchen) -> tuple: # (folders of photos, of anime, and of pairs)
+    "What Stage 3 learns from: the drawn world, and the real photographs of this kitchen, also painted over."
     sharp = k.world('sharp', n_photos=k.cfg.n_sharp, n_anime=k.cfg.n_styled, n_pairs=0, size=448, seed=5)
-    pairs = k.world('drawn', n_photos=0, n_anime=0, n_pairs=k.cfg.n_pairs, size=256, seed=6)
-    return [sharp/'photos', *k.photos], sharp/'anime', pairs/'pairs'
+    drawn = k.world('drawn', n_photos=0, n_anime=0, n_pairs=k.cfg.n_pairs, size=256, seed=6)
+    photos, anime, pairs = [sharp/'photos', *k.photos], [sharp/'anime'], [drawn/'pairs']
+    if k.photos:
+        pairs.append(_painted_over(k, drawn/'pairs'))
+        anime.append(pairs[1]/'trainB')
+    return photos, anime, pairs
 
 # %% ../nbs/14_bake.ipynb #exp-drawn-settings
 _WIDE = SemisupSettings.preset('tiny').but(size=128, load_size=0, ngf=32, ndf=32, n_patches=256,

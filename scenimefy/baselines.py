@@ -207,9 +207,9 @@ def cartoon_step(r, batch, w):
 STEPS['CartoonGAN'] = cartoon_step
 
 # %% ../nbs/12b_baselines.ipynb #eq-gram
-def gram(tokens:Tensor # (B,N,C) net of N places
+def gram(tokens:Tensor # (B,N,C): features of N places
         ) -> Tensor:   # (B,C,C)
-    "Which net occur together, wherever that is."
+    "Which features occur together, wherever that is."
     return tokens.mT @ tokens/(tokens.shape[1]*tokens.shape[2])
 
 def gray_style(fake:Tensor, anime:Tensor, net) -> Tensor:

@@ -305,7 +305,8 @@ def train_command(
     photos: Annotated[List[Path], _folder(
         'Photos. Give it again for more folders: each has the same share, whatever it holds.')],
     anime: Annotated[List[Path], _folder('Anime frames; they need no partners. Several as with --photos.')],
-    pairs: Annotated[Path, _folder('Pairs: trainA (photos) and trainB (anime) inside, matched by name.')],
+    pairs: Annotated[List[Path], _folder('Pairs: trainA (photos) and trainB (anime) inside, matched by name. '
+                                         'Several as with --photos; the first sets the palette of --tone.')],
     out: _Out,
     start: Annotated[Optional[str], _network('A translator to go on from, of the same sizes.')] = None,
     resume: _Resume = False, preset: _Preset = None, device: _Device = 'auto', **flags):

@@ -558,19 +558,22 @@ def match_pairs(folder) -> list:  # of (file of trainA, file of trainB), in natu
 # %% ../nbs/02_data.ipynb #exp-paired
 class PairedSet(_Positions):
     "Pairs matched by stem, in a fresh order each pass: `set[position] -> (xp, yp)`, one draw for both."
-    names = ('pairs',)
-    def __init__(self, folder,  # holds `trainA/` (photos) and `trainB/` (anime)
+    def __init__(self, folder,  # holds `trainA/` (photos) and `trainB/` (anime); of a list, equal shares
                  size:int=256,
                  load_size:int=None,  # as in `UnpairedSet`
                  seed:int=0):
-        self.shelves = (Shelf(folder, match_pairs(folder)),)
+        folders = [folder] if isinstance(folder, (str, os.PathLike)) else list(folder)
+        self.shelves = tuple(Shelf(f, match_pairs(f)) for f in folders)
+        self.names = tuple(_label('pairs', k) for k in range(len(folders)))
         self.transform, self.seed = _transform(size, load_size), seed
 
-    def __len__(self): return len(self.shelves[0])
+    def __len__(self): return len(self.shelves)*max(map(len, self.shelves))
 
     def _sample(self, position):
         if position < 0: raise IndexError(f'position {position} is negative; positions count from 0')
-        files, ims = self.shelves[0].take(_visited(position, len(self), self.seed, 'pair'))
+        turn, k = divmod(position, len(self.shelves))                       # the folders take turns
+        shelf, name = self.shelves[k], _label('pair', k)
+        files, ims = shelf.take(_visited(turn, len(shelf), self.seed, name))
         if isinstance(self.transform, Windows): _check_partners(files, ims)
         draw = self.transform.draw(seeded(self.seed, 'pair', position))   # one coin, one window
         return files, tuple(self.transform(im, *draw) for im in ims)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .core import UserError, seeded, to_image
+from .core import seeded, to_image
 from .data import Windows, find_images, read_image
 from .translator import map_colors
 
@@ -71,7 +71,6 @@ def overpaint_photos(photos,          # a folder or a file of photographs, or se
                     ) -> Path:        # the folder
     "Pairs for Stage 3 from photographs alone. The same seed and files give the same pairs."
     files, folder, cut = find_images(photos), Path(folder), Windows(size)
-    if not files: raise UserError(f'there are no pictures in {photos}')
     for side in ('trainA', 'trainB'): (folder/side).mkdir(parents=True, exist_ok=True)
     order = torch.randperm(len(files), generator=seeded('overpaint', seed)).tolist()
     for k in tqdm(range(n), desc='paint over', unit='pair'):

@@ -418,8 +418,9 @@ def sample_sheet(G, x, xp, yp) -> torch.Tensor: # (3,2·H,…) in [-1,1]
 _WAY = .8   # share of the way from the photo's own colors to the style's
 
 def fit_palette(pairs:PairedSet, n:int=200) -> torch.Tensor: # (3,4) for `map_colors`
-    "The colors of a style, as the first `n` pairs show them."
-    some = [pairs[k] for k in range(min(n, len(pairs)))]
+    "The colors of a style, as the first `n` pairs of the first folder show them."
+    folders = len(pairs.shelves)                          # they take turns
+    some = [pairs[k*folders] for k in range(min(n, len(pairs)//folders))]
     photos, anime = (torch.cat([squares(pair[side][None]) for pair in some], 2) for side in (0, 1))
     return torch.eye(3, 4).lerp(fit_colors(photos, anime, ridge=.1)[0], _WAY)
 
@@ -489,7 +490,7 @@ class Run(TrainingRun):
 def train(cfg:SemisupSettings, # the settings
           photos, anime,       # folders of photos and of anime images, which need no partners; of a list,
                                # each folder has the same share
-          pairs,               # folder with trainA/ (photos) and trainB/ (anime), matched by name
+          pairs,               # folder with trainA/ (photos) and trainB/ (anime), matched by name; or several
           run,                 # folder to write to
           resume:bool=False,   # go on from the newest checkpoint in `run`
           on_step=None,        # called as on_step(step, n_steps, losses) after every logged step

@@ -214,17 +214,28 @@ def test_pairs_are_scored_on_different_codes(monkeypatch):
 
 
 def test_the_translators_learn_from_drawn_and_real_photos(tmp_path, monkeypatch):
-    "The drawn folder first, then the folders that were named; pairs and unpaired scenes are of other worlds."
-    drawn = []
+    "The drawn folder first, then the named ones, which are painted over; pairs and scenes are of other worlds."
+    drawn, painted = [], []
     def write(folder, **counts):
-        Path(folder).mkdir()
+        for side in ('trainA', 'trainB'): (Path(folder)/'pairs'/side).mkdir(parents=True)
+        for k in range(counts['n_pairs']):
+            for side in ('trainA', 'trainB'): picture(k).save(folder/'pairs'/side/f'{k}.png')
         drawn.append(counts)
+    def picture(k): return Image.new('RGB', (160, 160), (40*k, 90, 200))
     monkeypatch.setattr(baking, 'write_world', write)
+    def paint(*given):
+        Path(given[1]).mkdir()
+        painted.append(given)
+    monkeypatch.setattr(baking, 'overpaint_photos', paint)
     kitchen = Kitchen(tmp_path, BakeSettings.preset('lesson'), photos=['a', 'b'])
-    photos, anime, pairs = baking._drawn_data(kitchen)
+    for _ in range(2): photos, anime, pairs = baking._drawn_data(kitchen)
     assert [p.name for p in photos] == ['photos', 'a', 'b']
-    assert (anime.name, pairs.name) == ('anime', 'pairs')
-    assert photos[0].parent == anime.parent != pairs.parent
+    assert [p.name for p in anime] == ['anime', 'trainB'] and photos[0].parent == anime[0].parent
+    assert [p.name for p in pairs] == ['pairs', 'painted'] and anime[1].parent == pairs[1]
+    (sources, folder, palette, n), = painted                              # once, though asked for twice
+    assert [p.name for p in sources] == ['a', 'b'] and (folder, n) == (pairs[1], 4) and palette.shape == (3, 4)
+    photos, anime, pairs = baking._drawn_data(Kitchen(tmp_path, BakeSettings.preset('lesson')))
+    assert [p.name for p in (*photos, *anime, *pairs)] == ['photos', 'anime', 'pairs'] and len(painted) == 1
     assert len({c['seed'] for c in drawn}) == 2 and [c['n_pairs'] > 0 for c in drawn] == [False, True]
 
 

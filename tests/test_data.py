@@ -758,6 +758,25 @@ def test_pairs(domains):
     assert len({s[p][0].sum().item() for p in range(30)}) > 10
 
 
+def test_folders_of_pairs_have_equal_shares(tmp_path):
+    "Two folders take turns, each in fresh orders; one folder in a list is as one folder."
+    for name, n in (('few', 2), ('many', 5)):
+        for side in ('trainA', 'trainB'):
+            (tmp_path/name/side).mkdir(parents=True)
+            for k in range(n):
+                Image.new('RGB', (8, 8), (k, n, 0)).save(tmp_path/name/side/f'{k}.png')
+    folders = [tmp_path/'few', tmp_path/'many']
+    s = PairedSet(folders, 8, seed=3)
+    seen = [s.files(k)[0].parts[-3:] for k in range(20)]
+    assert len(s) == 10 and [name for name, *_ in seen] == ['few', 'many']*10
+    for first in (1, 11): assert {file for _, _, file in seen[first:first + 9:2]} == {f'{k}.png' for k in range(5)}
+    assert all(a.name == b.name and a.parent.name == 'trainA' for a, b in map(s.files, range(20)))
+    alone, listed = PairedSet(folders[1], 8, seed=3), PairedSet(folders[1:], 8, seed=3)
+    assert [alone.files(k) for k in range(9)] == [listed.files(k) for k in range(9)]
+    (tmp_path/'many'/'trainB'/'3.png').unlink()
+    with pytest.raises(ImageError, match='many.*no partner'): PairedSet(folders, 8)
+
+
 def test_pair_errors(tmp_path):
     with pytest.raises(ImageError, match='trainA'): PairedSet(tmp_path)
     for side, names in (('trainA', range(12)), ('trainB', range(4, 13))):
