@@ -232,9 +232,8 @@ def _drawn_data(k:Kitchen) -> tuple: # (folders of photos, of anime, and of pair
 _WIDE = SemisupSettings.preset('tiny').but(size=128, load_size=0, ngf=32, ndf=32, n_patches=256,
                                            precision='bf16', log_every=25, sample_every=500)
 _FIRST = _WIDE.but(**only(copy=1.), batch=4, lr=1e-3, ema=.995, epoch_steps=130, save_every=260)
-_SECOND = _WIDE.but(batch=2, lr=2e-4, ema=.998, n_layers=3, lam_gan=2., lam_gan_sup=1., content='color',
-                    lam_content=3., tone='style', epoch_steps=130, save_every=130,
-                    keep=20)
+_SECOND = _WIDE.but(batch=2, lr=4e-4, ema=.998, lam_gan=1., lam_gan_sup=1., content='color', lam_content=3.,
+                    tone='style', epochs=12, epoch_steps=330, save_every=165, keep=30)
 
 # %% ../nbs/14_bake.ipynb #exp-last-calm
 def _averaged(cfg, path) -> ResnetGenerator: # a checkpoint of Stage 3
@@ -305,7 +304,7 @@ def _bake_drawn(k:Kitchen) -> dict:
     "Stage 3 in two lessons. Returns errors to the true anime, before and after."
     photos, anime, pairs = _drawn_data(k)
     first = k.run(train, _FIRST.but(epoch_steps=k.steps(130)), 'drawn-copy', photos, anime, pairs)
-    cfg = _SECOND.but(epoch_steps=k.steps(130))
+    cfg = _SECOND.but(epoch_steps=k.steps(330))
     made = k.run(train, cfg, 'drawn-style', photos, anime, pairs, start=first)
     net, step = _last_calm(cfg, made.parent, photos)
     scores = translator_scores(net, k.cfg.n_score//4)
@@ -339,8 +338,9 @@ _ABOUT = {  # {file: (title, what it knows, where it is explained, its limits)}
     'copy': ('Tiny copy', 'photos to themselves: where the demo and the tables begin', 'notebooks 09 and 14',
              'It has no style. It forgets the tone of a photo, as all networks with instance normalization.'),
     'drawn': ('Drawn translator', 'photos to anime scenes of the same size', 'notebooks 09 and 14',
-              'Its anime is the drawn world of notebook 01b, not the work of a studio. It was trained with '
-              'drawn pairs. Faces and people it has hardly seen.')}
+              'Its anime is the drawn world of notebook 01b, not the work of a studio. On photographs its brush '
+              'is much like that of the filter whose pairs it learned from, if it was given photographs '
+              '(notebook 08c). Faces and people it has hardly seen.')}
 
 # %% ../nbs/14_bake.ipynb #exp-meaning
 _MEANING = {  # {name of a score: what it says}

@@ -93,17 +93,21 @@ def baseline_weights(cfg:BaselineSettings, epoch:int) -> dict:
     w = {**term_weights(cfg, epoch), 'gram': cfg.lam_gram, 'color': cfg.lam_color}
     return {k: v if epoch > cfg.warmup or k == 'content' else 0. for k, v in w.items()}
 
-# %% ../nbs/12b_baselines.ipynb #exp-run
+# %% ../nbs/12b_baselines.ipynb #exp-check
 STEPS = {}  # {method: its step}, filled below
 
+def _check(cfg):
+    if cfg.precision != 'fp32':
+        raise SettingsError('the baselines are trained in fp32 only; set precision to fp32')
+    if cfg.warmup >= cfg.epochs:
+        raise SettingsError(f'warmup = {cfg.warmup} epochs leave nothing of epochs = {cfg.epochs}; '
+                            'set warmup lower')
+
+# %% ../nbs/12b_baselines.ipynb #exp-run
 class BaselineRun(Run):
     "A training with other people's losses: networks, data, schedule, average and files as in Stage 3."
     def __init__(self, cfg:BaselineSettings, photos, anime, pairs, run, device:str='auto', start=None):
-        if cfg.precision != 'fp32':
-            raise SettingsError('the baselines are trained in fp32 only; set precision to fp32')
-        if cfg.warmup >= cfg.epochs:
-            raise SettingsError(f'warmup = {cfg.warmup} epochs leave nothing of epochs = {cfg.epochs}; '
-                                'set warmup lower')
+        _check(cfg)
         super().__init__(cfg, photos, anime, pairs, run, device, start)
         self.clip = load_clip('tiny', self.device)
 

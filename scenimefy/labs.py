@@ -74,7 +74,8 @@ def _outcome(answer, case, wanted=()) -> list: # tensors and words
     return _parts(value) + _gradients(value, args, wanted)
 
 # %% ../nbs/13_labs.ipynb #exp-same
-def _gap(a, b) -> float: # largest difference, relative to the largest value of `b` above 1; ∞ if not comparable
+def _gap(a, b) -> float: # ∞ if not comparable
+    "The largest difference, relative to the largest value of `b` if that is above 1."
     if isinstance(a, str) or isinstance(b, str): return 0. if isinstance(a, type(b)) and a == b else math.inf
     if a.shape != b.shape: return math.inf
     if not a.numel(): return 0.
@@ -102,8 +103,9 @@ class Verdict:
     def _repr_html_(self):
         color, word = {True: ('#00695c', '✓ right'), False: ('#a63603', '✗ not yet'),
                        None: ('#555555', '… open')}[self.right]
+        id, text = html.escape(self.id), html.escape(self.text)
         return (f'<div style="border-left:5px solid {color};padding:.3em .8em;margin:.3em 0">'
-                f'<b style="color:{color}">{html.escape(self.id)} {word}</b><br>{html.escape(self.text)}</div>')
+                f'<b style="color:{color}">{id} {word}</b><br>{text}</div>')
 
 # %% ../nbs/13_labs.ipynb #exp-explain
 def _is_open(value) -> bool: # nothing written yet
@@ -161,8 +163,8 @@ def judge(exercise:Exercise, answer) -> Verdict:
     if is_function: cases = exercise.cases()
     try: found = [_outcome(answer, case, exercise.gradients) for case in cases]
     except Exception as e: return verdict(False, f'{type(e).__name__}: {e}{_where(e)}')
-    if is_function and found[0][:1] == ['<NoneType>']: return verdict(None, 'the function returns nothing yet.')
-    if is_function and found[0][:1] == ['<ellipsis>']: return verdict(None, 'the function is not written yet.')
+    if is_function and found[0][:1] in (['<NoneType>'], ['<ellipsis>']):
+        return verdict(None, 'the function returns nothing yet.')
     def outcomes(of): return [_outcome(of, case, exercise.gradients) for case in cases]
     wanted = outcomes(exercise.answer)
     if _same(found, wanted, exercise.tol): return verdict(True, exercise.title + '.')

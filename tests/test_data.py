@@ -769,7 +769,8 @@ def test_folders_of_pairs_have_equal_shares(tmp_path):
     s = PairedSet(folders, 8, seed=3)
     seen = [s.files(k)[0].parts[-3:] for k in range(20)]
     assert len(s) == 10 and [name for name, *_ in seen] == ['few', 'many']*10
-    for first in (1, 11): assert {file for _, _, file in seen[first:first + 9:2]} == {f'{k}.png' for k in range(5)}
+    every = {f'{k}.png' for k in range(5)}
+    for first in (1, 11): assert {file for _, _, file in seen[first:first + 9:2]} == every
     assert all(a.name == b.name and a.parent.name == 'trainA' for a, b in map(s.files, range(20)))
     alone, listed = PairedSet(folders[1], 8, seed=3), PairedSet(folders[1:], 8, seed=3)
     assert [alone.files(k) for k in range(9)] == [listed.files(k) for k in range(9)]
