@@ -155,7 +155,9 @@ class VggDistance(Judge):
     "The paper's perceptual loss: mean squared difference of VGG-19's conv4_4, before the ReLU."
     def __init__(self, features): super().__init__(features[:_CONV4_4 + 1])
     def forward(self, a:Tensor, b:Tensor, check:bool=True) -> Tensor: # as in `TokenDistance`
-        if check: check_images(a, 'a'); check_images(b, 'b')
+        if check:
+            check_images(a, 'a')
+            check_images(b, 'b')
         return (self.features(a) - self.features(b)).square().mean((1, 2, 3))
     def features(self, images:Tensor) -> Tensor: # (B,512,H/8,W/8)
         "conv4_4 of images in [-1,1]."
@@ -165,7 +167,9 @@ class VggDistance(Judge):
 class LpipsDistance(Judge):
     "LPIPS of the `lpips` package, with the look at the range that it lacks."
     def forward(self, a:Tensor, b:Tensor, check:bool=True) -> Tensor: # as in `TokenDistance`
-        if check: check_images(a, 'a'); check_images(b, 'b')
+        if check:
+            check_images(a, 'a')
+            check_images(b, 'b')
         return self.net(a.float(), b.float()).flatten()
 
 # %% ../nbs/05_priors.ipynb #exp-perceptual

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import nbformat
@@ -260,6 +261,18 @@ def test_no_line_of_code_is_too_long():
     for name, code in sources:
         long += [f'{name}: {line.strip()}' for line in code.splitlines() if len(line) > COLUMNS]
     assert not long, f'{len(long)} lines above {COLUMNS} columns:\n' + '\n'.join(long)
+
+
+def test_no_line_holds_two_statements():
+    "A semicolon may end a line, which silences its output; it does not join statements."
+    joined = []
+    for path in NOTEBOOKS:
+        for cell in (c for c in cells(path) if c.cell_type == 'code'):
+            lines = re.sub(r'^(\s*)%', r'\1#', cell.source, flags=re.M).splitlines(keepends=True)
+            for token in tokenize.generate_tokens(iter([*lines, '']).__next__):
+                if token.type == tokenize.OP and token.string == ';' and token.line[token.end[1]:].strip():
+                    joined.append(f'{path.name}#{cell.id}: {token.line.strip()}')
+    assert not joined, '\n'.join(joined)
 
 
 def test_no_cell_is_too_long():
