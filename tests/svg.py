@@ -128,8 +128,8 @@ class Sheet:
 
     def text(self, x, y, words, size=SIZE, anchor='middle', bold=False, color=INK, room=None, plate=None,
              turned=False, safe=False):
-        "One line; `y` is the middle of its height. `plate`: a colored ground. `turned`: reads upwards.
-        `safe`: what it lies on was meant."
+        """One line; `y` is the middle of its height. `plate`: a colored ground. `turned`: reads upwards.
+        `safe`: what it lies on was meant."""
         w = width_of(words, size, bold)
         if room is not None and w > room: raise ValueError(f'{words!r} takes {w:.0f} px of {room:.0f}')
         left = x - w*{'start': 0, 'middle': .5, 'end': 1}[anchor]
