@@ -200,7 +200,7 @@ def _between(s, a, b, gap):
     middle = start[1] + gap/2
     s.arrow(start, (start[0], middle), (end[0], middle), end)
     s.arrow((716, a['image'].y + a['image'].h), (716, b['image'].y - 8))
-    s.text(724, a['image'].y + a['image'].h + 10, '↑ 2, then add', 11.5, 'start', color=SOFT)
+    s.text(724, a['image'].y + a['image'].h + 10, '↑ 2, add', 11.5, 'start', color=SOFT)
 
 
 # ---- the translator
@@ -242,8 +242,7 @@ def _bars(s, inside, middle):
         c, h, _ = inside[i]
         tall, wide = BAR_HEIGHT[h], 21 if kind == 'block' else 28
         y = middle - tall/2
-        look = 'gold' if kind == 'block' else kind
-        found[i] = s.box(x, y, wide, tall, (), look)
+        found[i] = s.box(x, y, wide, tall, (), kind)
         if kind != 'block': s.text(x + wide/2, middle - 8, words, 12, turned=True)
         if kind != 'block': s.text(x + wide/2, y + tall - 10, f'{c}', 11)
         if kind != 'block' or i in (12, 16, 20): s.text(x + wide/2, 274, f'{i}', 12, color=SOFT)
@@ -294,9 +293,9 @@ def _tap_table(s, y):
         s.text(x, y + 38, map_name(size), 13)
         s.text(x, y + 66, f'{seen[t]} × {seen[t]} px' if seen[t] > 1 else '1 pixel', 13)
     s.path([(20, y + 23), (780, y + 23)], LINE, 1)
-    s.lines_at(20, y + 105, ['A bar is as tall as its map; inside: channels; below: number of the module. White bars '
-                             'have nothing to learn.', 'Norm and ReLU follow each convolution but the last; they are '
-                             'modules too and are not drawn.'], 12, color=SOFT, anchor='start')
+    notes = ['A bar is as tall as its map; inside: channels; below: number of the module. White bars have nothing to learn.',
+             'Not drawn: norm and ReLU after every convolution but the last, and the pad before module 30.']
+    s.lines_at(20, y + 105, notes, 12, color=SOFT, anchor='start')
 
 
 # ---- the critic
@@ -304,29 +303,29 @@ def _tap_table(s, y):
 def critic():
     "A patch critic: what one of its scores sees, and its layers."
     D, D_p, inside = networks()['D'], networks()['D_p'], sizes_inside('D')
-    s = Sheet(800, 470, 'The patch critics and what one score sees', ABOUT['critic'])
+    s = Sheet(800, 462, 'The patch critics and what one score sees', ABOUT['critic'])
     heading(s, 20, 24, 'A patch critic', 'a score for every patch, no verdict on the whole')
     side, at = 190, (40, 56)
     scene(s, *at, side, 'anime')
     scale, (x0, y0, seen) = side/PX, middle_field()
     assert seen == fields()['critic']
-    patch = s.rect(at[0] + scale*x0, at[1] + scale*y0, scale*seen, scale*seen, 'none', RED, 3)
+    patch = Box(at[0] + scale*x0, at[1] + scale*y0, scale*seen, scale*seen)
+    for color, thick in (('#FFFFFF', 6), (RED, 2.6)): s.rect(*patch, 'none', color, thick)
     c, n, _ = inside[-1]
     cell, grid = 5, (560, 72)
     for k in range(n + 1):
         s.path([(grid[0] + cell*k, grid[1]), (grid[0] + cell*k, grid[1] + cell*n)], LINE, .6, keep=False)
         s.path([(grid[0], grid[1] + cell*k), (grid[0] + cell*n, grid[1] + cell*k)], LINE, .6, keep=False)
     one = Box(grid[0] + cell*(n//2), grid[1] + cell*(n//2), cell, cell)
-    for a, b in ((0, 0), (0, 1)):
-        s.path([patch.side('right', a), one.side('left', b and 1)], RED, 1.4, '6 4', keep=False)
+    for share in (0, 1): s.path([patch.side('right', share), one.side('left', share)], RED, 1.4, '6 4', keep=False)
     s.rect(*one, RED, RED, 1.5)
-    s.lines_at(400, 150, [f'one score sees', f'{seen} × {seen} px'], 14, bold=True, plate='#FFFFFF')
+    s.lines_at(390, 156, ['one score sees', f'{seen} × {seen} px'], 14, bold=True, plate='#FFFFFF')
     s.text(at[0] + side/2, at[1] + side + 14, f'an image, {PX} × {PX} px', 12, color=SOFT)
     s.text(grid[0] + cell*n/2, grid[1] + cell*n + 16, f'{n} × {n} scores', 14, bold=True)
     s.text(grid[0] + cell*n/2, grid[1] + cell*n + 36, 'goal: 1 for real, 0 for made', 12, color=SOFT)
     _critic_layers(s, D, inside, 292)
-    for y, name, net, words in ((424, 'D_{U}', D, 'one picture, y or G(x)'),
-                                (448, 'D_{P}', D_p, 'a pair: photo x^{p} first, then y^{p} or G(x^{p})')):
+    for y, name, net, words in ((412, 'D_{U}', D, 'one picture, y or G(x)'),
+                                (438, 'D_{P}', D_p, 'a pair: photo x^{p} first, then y^{p} or G(x^{p})')):
         s.text(40, y, name, 14, 'start', bold=True)
         s.text(76, y, f'{net.in_ch} channels in: {words}; {count_parameters(net):,} numbers', 13, 'start')
     return s
@@ -348,11 +347,10 @@ def _critic_layers(s, D, inside, y):
         if type(layer).__name__ not in kinds: continue
         words, kind = kinds[type(layer).__name__]
         b = s.box(x, y, 76, 48, [words, f'module {i}'], kind, 12)
-        s.text(x + 38, y + 64, f'{inside[i][0]} ×', 12)
-        s.text(x + 38, y + 80, f'{inside[i][1]}²', 12)
+        s.text(x + 38, y + 64, map_name(inside[i]), 12)
         if last: s.arrow(last.right, b.left)
         last, x = b, x + 92
-    s.text(40, y + 102, 'Leaky ReLU follows each convolution but the last, and a norm comes between, except after the first.',
+    s.text(40, y + 88, 'Leaky ReLU follows each convolution but the last, and a norm comes between, except after the first.',
            12, 'start', color=SOFT)
 
 
@@ -368,23 +366,23 @@ def heads():
     heading(s, 20, 24, 'Patch heads', f'{count_parameters(F):,} numbers in F, and as many in F_{{s}}')
     rows = {'queries': (96, 'anime', 'G(x)'), 'keys': (276, 'photo', 'x')}
     enc = s.box(104, 74, 66, 306, ['encoder', 'of G,', f'modules', f'0 to {TAPS[-1]}'], 'learns', 12)
-    mlp = s.box(454, 74, 130, 306, (), 'learns')
-    s.lines_at(519, 178, ['F, for each tap:', 'linear C → ' + f'{F.dim}', 'ReLU', f'linear {F.dim} → {F.dim}', 'length 1'],
+    mlp = s.box(466, 74, 130, 306, (), 'learns')
+    s.lines_at(531, 178, ['F, for each tap:', 'linear C → ' + f'{F.dim}', 'ReLU', f'linear {F.dim} → {F.dim}', 'length 1'],
                12.5, bold=True, gap=24)
-    s.lines_at(519, 310, ['the same for both', 'pictures, in fp32'], 12, color=SOFT)
+    s.lines_at(531, 310, ['the same for both', 'pictures, in fp32'], 12, color=SOFT)
     for name, (y, kind, words) in rows.items():
         picture = scene(s, 20, y, 66, kind, words)
         s.arrow(picture.right, (104, y + 33))
-        last = _sampled_taps(s, 190, y + 33)
-        s.arrow((last, y + 33), (454, y + 33))
-        out = s.stack(606, y + 8, 58, 50, lines=[f'{cfg.n_patches}', f'× {F.dim}'])
-        s.arrow((584, y + 33), out.left)
-        s.text(640, y + 74, name, 13, bold=True)
-    s.text(640, 276 + 92, 'no gradient', 12, color=SOFT)
-    s.lines_at(312, 238, [f'{cfg.n_patches} positions for each tap, drawn anew in each', 'step, and the same in both pictures'], 12.5)
-    _matrix(s, 690, 176, 96, cfg)
-    s.arrow((676, 130), (738, 130), (738, 170))
-    s.arrow((676, 310), (738, 310), (738, 278))
+        _sampled_taps(s, 186, y + 33, named=name == 'queries')
+        s.arrow((448, y + 33), (466, y + 33))
+        out = s.stack(614, y + 8, 58, 50, lines=[f'{cfg.n_patches}', f'× {F.dim}'])
+        s.arrow((596, y + 33), out.left)
+        s.text(646, y + 74, name, 13, bold=True)
+    s.text(646, 276 + 92, 'no gradient', 12, color=SOFT)
+    s.lines_at(318, 232, [f'{cfg.n_patches} positions for each tap,', 'drawn anew in each step,', 'the same in both pictures'], 12.5)
+    _matrix(s, 694, 172, 92, cfg)
+    s.arrow((682, 129), (740, 129), (740, 170))
+    s.arrow((682, 309), (740, 309), (740, 266))
     for k, (a, b, c) in enumerate((('F', 'G(x) with x, and G(y) with y', 'SRC, hDCE: the content stays'),
                                    ('F_{s}', 'G(x^{p}) with y^{p}', 'StylePatchNCE: the pair is the goal'))):
         y = 424 + 26*k
@@ -396,16 +394,17 @@ def heads():
     return s
 
 
-def _sampled_taps(s, x, y):
+def _sampled_taps(s, x, y, named):
     "Five maps, wide to narrow, with the sampled positions."
     for (c, h, _), t in zip(tap_sizes(), TAPS):
-        side = {262: 50, 256: 49, 128: 38, 64: 29}[h]
-        s.rect(x, y - side/2, side, side, '#FFFFFF', INK, 1.2, keep=True)
-        for a, b in SPOTS: s.circle(x + a*side, y - side/2 + b*side, 2.4, RED, 'none', 0)
-        s.text(x + side/2, y + 38, f'tap {t}', 12)
-        s.text(x + side/2, y + 54, f'C = {c}', 12, color=SOFT)
-        x += side + {0: 8, 4: 11, 8: 17, 12: 17}.get(t, 0)
-    return x + 4
+        side = {262: 46, 256: 45, 128: 36, 64: 28}[h]
+        left = x + (46 - side)/2
+        s.rect(left, y - side/2, side, side, '#FFFFFF', INK, 1.2, keep=True)
+        for a, b in SPOTS: s.circle(left + a*side, y - side/2 + b*side, 2.4, RED, 'none', 0)
+        if named:
+            s.text(x + 23, y + 38, f'tap {t}', 12)
+            s.text(x + 23, y + 54, f'C = {c}', 11, color=SOFT)
+        x += 53
 
 
 def _matrix(s, x, y, side, cfg):
@@ -417,7 +416,7 @@ def _matrix(s, x, y, side, cfg):
     for k in range(1, n):
         s.path([(x + k*u, y), (x + k*u, y + side)], '#FFFFFF', 1, keep=False)
         s.path([(x, y + k*u), (x + side, y + k*u)], '#FFFFFF', 1, keep=False)
-    s.lines_at(x + side/2, y + side + 130, ['similarities', f'{cfg.n_patches} × {cfg.n_patches};', 'dark: the', 'same place'], 12)
+    s.lines_at(x + side/2, y + side + 76, ['similarities', times(cfg.n_patches, cfg.n_patches), 'dark: the', 'same place'], 12)
 
 
 # ---- Stage 2
@@ -454,22 +453,29 @@ def _judge_pair(s, cfg, y):
     heading(s, 20, y, 'From scores to a decision', 'the photo says what is right')
     a = s.stack(24, y + 40, 104, 44, lines=['s of the photo', map_name((CLASSES, PX, PX))], size=12)
     b = s.stack(24, y + 126, 104, 44, lines=['s of the anime', map_name((CLASSES, PX, PX))], size=12)
-    label = scene(s, 214, y + 31, 62, 'labels')
-    s.text(245, y + 104, 'labels', 13)
+    label = scene(s, 214, y + 31, 62, 'labels', 'labels', below=False)
     s.arrow((136, y + 62), (214, y + 62))
     s.text(174, y + 50, 'argmax', 12)
     count = s.box(322, y + 40, 136, 44, ['how many classes', 'own a pixel?'], size=12.5)
     s.arrow(label.right, count.left)
     loss = s.box(322, y + 118, 136, 60, ['L_{BCE}', 'mean over pixels of', 'log Σ e^{s} − s_{label}'], 'loss', 12.5, bold=True)
-    s.arrow((136, y + 148), loss.left)
+    s.arrow((136, y + 154), (322, y + 154))
+    s.arrow(label.bottom, (245, y + 134), (322, y + 134))
     many = s.box(496, y + 40, 112, 44, [f'at least {cfg.min_categories}?'], 'rule', bold=True)
     low = s.box(496, y + 126, 112, 44, [f'below {cfg.max_lbce:.1f}?'], 'rule', bold=True)
     s.arrow(count.right, many.left)
     s.arrow(loss.right, low.left)
-    kept = s.box(660, y + 56, 120, 44, ['kept', f'{cfg.count:,} pairs'], 'gold', bold=True)
-    lost = s.box(660, y + 140, 120, 36, ['left out'], 'quiet')
-    s.arrow(many.side('right', .5), (634, y + 62), (634, y + 78), kept.left, head=True)
-    s.arrow(low.right, (634, y + 148), (634, y + 78), kept.left)
+    kept = s.box(690, y + 40, 98, 44, ['kept', f'{cfg.count:,} pairs'], 'gold', bold=True)
+    lost = s.box(690, y + 130, 98, 36, ['left out'], 'quiet')
+    middle = y + 105
+    s.circle(640, middle, 17)
+    s.text(640, middle, 'and', 12)
+    s.arrow(many.right, (640, y + 62), (640, middle - 17))
+    s.arrow(low.right, (640, y + 148), (640, middle + 17))
+    s.arrow((657, middle), (672, middle), (672, y + 62), kept.left)
+    s.arrow((657, middle), (672, middle), (672, y + 148), lost.left)
+    s.text(676, y + 48, 'yes', 12, 'end')
+    s.text(676, y + 164, 'no', 12, 'end')
 
 
 def _ruler(s, cfg, y):
@@ -488,8 +494,194 @@ def _ruler(s, cfg, y):
     s.text(at(worst) + 8, y + 20, f'{worst:.2f}: wrong class, score 1', 12, 'end')
     s.text(cut, y - 26, f'the rule, {cfg.max_lbce:.1f}', 12, bold=True)
     s.text(20, y, 'L_{BCE}', 14, 'start', bold=True)
-    s.text(20, y + 42, 'With scores of at most 1 nearly every pair passes the first rule: the paper’s 5.0 lies at the end of the scale.', 12, 'start',
-           color=SOFT)
+    s.text(20, y + 42, 'As long as no score exceeds 1, only pairs that agree almost nowhere fail the rule of 5.0.', 12,
+           'start', color=SOFT)
+
+
+# ---- everything
+
+def system():
+    "The whole method on one page."
+    s = Sheet(800, 1150, 'Scenimefy on one page', ABOUT['system'])
+    heading(s, 16, 24, 'Scenimefy on one page', f'sizes for pictures of {PX} px, weights of the paper')
+    _legend(s, 54)
+    for y, h in ((76, 326), (412, 166), (588, 390), (988, 152)): s.box(12, y, 776, h, (), 'band')
+    _stage_1(s, 76)
+    _stage_2(s, 412)
+    _stage_3(s, 588)
+    _in_use(s, 988)
+    return s
+
+
+def _legend(s, y):
+    "What the shapes mean."
+    for x, kind, words in ((16, 'learns', 'learns'), (116, 'frozen', 'frozen'), (218, 'loss', 'loss and weight'),
+                           (382, 'rule', 'rule')):
+        s.box(x, y - 9, 30, 18, (), kind)
+        s.text(x + 38, y, words, 12, 'start')
+    scene(s, 472, y - 9, 18, 'photo')
+    s.text(498, y, 'photo', 12, 'start')
+    scene(s, 558, y - 9, 18, 'anime')
+    s.text(584, y, 'anime', 12, 'start')
+    s.stack(648, y - 5, 26, 14, n=3, step=2)
+    s.text(686, y, 'tensor', 12, 'start')
+
+
+def _stage_1(s, top):
+    cfg, G = settings()[FinetuneSettings], networks()['S']
+    heading(s, 26, top + 22, 'Stage 1', 'two generators paint from the same random numbers')
+    z = s.box(26, top + 50, 82, 30, [f'z, {G.style_dim}'])
+    mapping = s.box(26, top + 100, 82, 40, ['mapping'], 'frozen')
+    styles = s.box(26, top + 160, 82, 46, ['styles w^{+}', times(G.n_latent, G.style_dim)])
+    noise = s.box(26, top + 222, 82, 46, ['noise', f'{len(G.noise_sides())} maps'])
+    s.arrow(z.bottom, mapping.top)
+    s.arrow(mapping.bottom, styles.top)
+    s.text(26, top + 286, 'the same for both', 12, 'start', color=SOFT)
+    rows = {'s': top + 96, 't': top + 222}
+    for end in rows.values(): s.arrow(styles.side('right', .4), (128, styles.y + .4*styles.h), (128, end), (146, end))
+    s.arrow(noise.right, (128, noise.y + noise.h/2), (128, rows['t']), (146, rows['t']))
+    _pyramid(s, 146, rows['s'], G, set(), 'G_{s}, source: all frozen')
+    _pyramid(s, 146, rows['t'], G, set(trainable_names(G)), f'G_{{t}}, target: a copy whose last {cfg.blocks} blocks learn')
+    photo = scene(s, 400, rows['s'] - 32, 64, 'photo', f'x^{{p}}, 3 × {PX}²')
+    anime = scene(s, 400, rows['t'] - 32, 64, 'anime', f'y^{{p}}, 3 × {PX}²', below=False)
+    s.arrow((372, rows['s']), photo.left)
+    s.arrow((372, rows['t']), anime.left)
+    _scene_terms(s, top, photo, anime, cfg)
+
+
+def _pyramid(s, x, middle, G, ours, words):
+    "The blocks of a generator, small maps first."
+    s.text(x, middle - 46, words, 12.5, 'start', bold=False)
+    for r, side in enumerate(channel_plan(PX)):
+        learns = r and any(k.startswith(f'to_rgbs.{r - 1}.') for k in ours)
+        tall = 24 + 7*r
+        s.box(x + 32*r, middle - tall/2, 28, tall, [f'{side}'], 'learns' if learns else 'frozen', 11)
+    s.text(x + 110, middle + 46, 'px', 11, color=SOFT)
+
+
+def _scene_terms(s, top, photo, anime, cfg):
+    "Judges and terms on the right of Stage 1."
+    bus = 484
+    clip = s.box(502, top + 62, 104, 62, ['CLIP', 'ViT-B/32', f'→ {CLIP_DIM}'], 'frozen', 12, bold=True)
+    vgg = s.box(502, top + 142, 104, 62, ['VGG-19', 'conv4_4', f'→ {map_name(vgg_size())}'], 'frozen', 12, bold=True)
+    critic_ = s.box(502, top + 240, 104, 50, ['critic D', '→ 1 score'], 'learns', 12, bold=True)
+    for picture in (photo, anime):
+        for judge in (clip, vgg): s.arrow(picture.right, (bus, picture.right[1]), (bus, judge.left[1]), judge.left)
+    frames = scene(s, 330, top + 268, 46, 'anime')
+    s.text(322, top + 291, 'anime frames y', 12, 'end')
+    s.arrow(anime.bottom, (432, critic_.y + 20), (502, critic_.y + 20))
+    s.arrow(frames.side('right', .5), (470, frames.y + 23), (470, critic_.y + 38), (502, critic_.y + 38))
+    rows = ((top + 52, 'D_{CLIP}', 'whole pictures', cfg.lam_clip, clip), (top + 100, 'patch-CLIP',
+            f'{cfg.crops} crops of {cfg.crop} px', cfg.lam_patch, clip),
+            (top + 153, 'perceptual', 'features', cfg.lam_perc, vgg), (top + 245, 'GAN', 'y^{p} or a real y?', 1., critic_))
+    for y, name, what, lam, judge in rows:
+        b = s.box(634, y, 144, 40, [f'{name}, × {weight(lam)}', what], 'loss', 12, bold=True)
+        s.arrow((606, b.left[1]), b.left)
+
+
+def _stage_2(s, top):
+    cfg = settings()[SelectSettings]
+    heading(s, 26, top + 22, 'Stage 2', 'keep the pairs in which both pictures show the same things')
+    photo, anime = scene(s, 26, top + 40, 44, 'photo'), scene(s, 26, top + 94, 44, 'anime')
+    s.text(26, top + 150, f'new pairs, ψ = {cfg.psi:g}', 12, 'start', color=SOFT)
+    seg = s.box(96, top + 44, 108, 90, ['segmenter', 'Mask2Former', f'{CLASSES} classes'], 'frozen', 12, bold=True)
+    for b in (photo, anime): s.arrow(b.right, (96, b.y + 22))
+    label = scene(s, 240, top + 40, 44, 'labels')
+    scores = s.stack(232, top + 100, 84, 34, lines=[map_name((CLASSES, PX, PX))], size=12)
+    s.text(292, top + 54, 'labels of', 12, 'start')
+    s.text(292, top + 70, 'x^{p}', 12, 'start')
+    s.text(274, top + 150, 'scores of y^{p}', 12)
+    s.arrow((204, label.y + 22), label.left)
+    s.arrow((204, scores.y + 17), scores.left)
+    loss = s.box(370, top + 96, 100, 42, ['L_{BCE}'], 'loss', bold=True)
+    many = s.box(506, top + 42, 130, 40, [f'at least {cfg.min_categories} classes'], 'rule', 12)
+    low = s.box(506, top + 97, 130, 40, [f'below {cfg.max_lbce:.1f}'], 'rule', 12)
+    kept = s.box(676, top + 62, 102, 54, ['pairs', f'{cfg.count:,}'], 'gold', bold=True)
+    s.arrow((350, label.y + 22), many.left)
+    s.arrow((324, loss.left[1]), loss.left)
+    s.arrow((350, label.y + 22), (350, loss.y + 10), (370, loss.y + 10))
+    s.arrow(loss.right, low.left)
+    for b in (many, low): s.arrow(b.right, (656, b.right[1]), (656, kept.left[1]), kept.left)
+
+
+def _stage_3(s, top):
+    cfg = settings()[SemisupSettings]
+    first, last = term_weights(cfg, 1), term_weights(cfg, cfg.epochs)
+    heading(s, 26, top + 22, 'Stage 3', 'one translator learns from both: with and without partners')
+    s.path([(22, top + 208), (778, top + 208)], LINE, 1, '3 3')
+    s.text(26, top + 48, 'without partners', 12.5, 'start', bold=True)
+    s.text(26, top + 226, 'with partners: the pairs of Stage 2', 12.5, 'start', bold=True)
+    G = s.box(112, top + 60, 84, 306, (), 'learns')
+    s.lines_at(154, top + 128, ['G', 'ResNet', f'{len(TAPS)} taps'], 13, bold=True)
+    s.lines_at(154, top + 296, ['the same', 'weights'], 12, color=SOFT)
+    inputs = ((top + 62, 'photo', 'x', 'anime', 'G(x)'), (top + 138, 'anime', 'y', 'anime', 'G(y)'),
+              (top + 240, 'photo', 'x^{p}', 'anime', 'G(x^{p})'))
+    made = []
+    for y, kind, name, goal, out in inputs:
+        a = scene(s, 32, y, 50, kind, name)
+        made.append(scene(s, 226, y, 50, goal, out))
+        s.arrow(a.right, (112, y + 25))
+        s.arrow((196, y + 25), made[-1].left)
+    goal = scene(s, 226, top + 314, 50, 'anime')
+    s.text(251, top + 375, 'y^{p}, the partner', 12)
+    _branches(s, top, made, goal, first)
+    _fading(s, top, cfg, first, last)
+
+
+def _branches(s, top, made, goal, w):
+    "Critics, heads and terms of both branches."
+    x, wide = 318, 150
+    rows = (('D_{U}', 'G(x) or a real y?', top + 62, [('GAN', w['gan'])]),
+            ('F', 'patches: G(x), x; G(y), y', top + 138, [('SRC', w['src']), ('hDCE', w['hdce'] + w['idt'])]),
+            ('D_{P}', 'is G(x^{p}) real beside x^{p}?', top + 240, [('GAN', w['gan_sup'])]),
+            ('F_{s}', 'patches: G(x^{p}), y^{p}', top + 314, [('StylePatchNCE', w['style'])]))
+    for name, what, y, terms in rows:
+        b = s.box(x, y, 172, 50, [name, what], 'learns', 12, bold=True)
+        for k, (term, lam) in enumerate(terms):
+            tall = 34 if len(terms) == 1 else 27
+            at = y + 8 if len(terms) == 1 else y - 4 + 32*k
+            pill = s.box(516, at, 142, tall, [f'{term}, × {weight(lam)}'], 'loss', 12, bold=True)
+            s.arrow((490, pill.left[1]), pill.left)
+    first, second, pair = made
+    s.arrow(first.right, (x, first.right[1]))
+    s.arrow((296, first.right[1]), (296, top + 155), (x, top + 155))
+    s.arrow(second.side('right', .64), (x, top + 170))
+    s.arrow(pair.right, (x, pair.right[1]))
+    s.arrow((296, pair.right[1]), (296, top + 330), (x, top + 330))
+    s.arrow(goal.side('right', .6), (x, top + 344))
+
+
+def _fading(s, top, cfg, first, last):
+    "The sum of both branches; that of the pairs fades."
+    s.circle(724, top + 110, 15)
+    s.text(724, top + 110, '+', 17)
+    for y in (79, 147, 179): s.arrow((658, top + y), (684, top + y), (684, top + 110), (709, top + 110), head=y == 79)
+    s.text(724, top + 76, 'loss of G', 13, bold=True)
+    x, y, w, h = 690, top + 262, 84, 56
+    s.rect(x, y, w, h, '#FFFFFF', LINE, 1, keep=True)
+    points = [(x + w*(e - 1)/(cfg.epochs - 1), y + h - (h - 6)*lambda_sup(e, cfg.epochs)) for e in range(1, cfg.epochs + 1)]
+    s.path(points, BLUE, 2.4, keep=False)
+    s.text(x + w/2, y + h + 13, f'epoch 1 to {cfg.epochs}', 12, color=SOFT)
+    s.text(x + w/2, y + h + 31, f'{first["gan_sup"]:.0f} → {last["gan_sup"]:.2f}', 12)
+    s.text(x + w/2 + 4, y - 14, '× λ_{sup}', 14, bold=True)
+    for at in (265, 339): s.arrow((658, top + at), (674, top + at), (674, y + h/2), (x, y + h/2), head=at == 265)
+    s.arrow((724, y - 26), (724, top + 125))
+
+
+def _in_use(s, top):
+    heading(s, 26, top + 22, 'Use and measure', 'only G is kept')
+    photo = scene(s, 32, top + 44, 62, 'photo', 'any photo, H × W')
+    G = s.box(138, top + 54, 76, 42, ['G'], 'frozen', 15, bold=True)
+    made = scene(s, 254, top + 44, 62, 'anime', 'its scene, H × W')
+    s.arrow(photo.right, G.left)
+    s.arrow(G.right, made.left)
+    rows = (('FID', 'many scenes against anime frames: is it anime?'), ('L_{BCE}', 'a scene against its photo: is it the same place?'),
+            ('a vote', 'people who do not know which method made what'))
+    for k, (name, words) in enumerate(rows):
+        y = top + 40 + 34*k
+        b = s.box(378, y, 68, 26, [name], 'plain', 12.5, bold=True)
+        s.text(456, y + 13, words, 12.5, 'start')
+        s.arrow((316, top + 75), (350, top + 75), (350, y + 13), b.left)
 
 
 ABOUT = {
@@ -508,9 +700,13 @@ ABOUT = {
     'segment_select': 'Above, both pictures of a pair pass the segmenter; its classes and masks are multiplied and '
                       'added to scores. Below, the labels of the photo meet the scores of the anime in L_BCE. Two '
                       'rules follow: at least 2 classes, and L_BCE below 5.0, which lies at the end of its scale.',
+    'system': 'The method from top to bottom. Stage 1: two StyleGANs paint a photo and an anime picture from the same '
+              'numbers; the last blocks of one learn. Stage 2: a segmenter and two rules keep pairs. Stage 3: a '
+              'translator learns from unpaired pictures and from pairs, whose weight fades. Then any photo becomes a '
+              'scene, which is measured.',
 }
 DRAWINGS = dict(stylegan_blocks=stylegan_blocks, translator=translator, critic=critic, heads=heads,
-                segment_select=segment_select)
+                segment_select=segment_select, system=system)
 
 
 def main(names):

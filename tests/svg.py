@@ -22,7 +22,7 @@ LOOKS = {                                    # fill, frame, width of the frame, 
     'plain': ('#FFFFFF', INK, 1.2, '', 3), 'learns': ('#D9EAF5', BLUE, 2.6, '', 3),
     'frozen': ('#F1F1F1', SOFT, 1.2, '', 3), 'loss': ('#FFF1E0', RED, 1.8, '5 3', 13),
     'rule': ('#E2F3EC', GREEN, 1.8, '', 0), 'band': ('#FAFAFA', LINE, 1, '', 8),
-    'quiet': ('#FFFFFF', LINE, 1, '', 3), 'gold': ('#FBE3B0', INK, 1.2, '', 3)}
+    'block': ('#FBE3B0', BLUE, 2.6, '', 3), 'quiet': ('#FFFFFF', LINE, 1, '', 3), 'gold': ('#FBE3B0', INK, 1.2, '', 3)}
 
 
 def number(v):
