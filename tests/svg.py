@@ -164,7 +164,7 @@ class Sheet:
             self.rect(x, y, w, h, fill, 'none', corner=corner)
             if kind == 'frozen': self.hatch(x, y, w, h)
             self.rect(x, y, w, h, 'none', stroke, width, dashes, corner, keep=True)
-        self.lines_at(x + w/2, y + h/2, lines, size, bold, gap, room=w - 8, plate=kind == 'frozen' and fill)
+        self.lines_at(x + w/2, y + h/2, lines, size, bold, gap, room=w - 5, plate=kind == 'frozen' and fill)
         return Box(x, y, w, h)
 
     def lines_at(self, x, y, lines, size=SIZE, bold=False, gap=None, room=None, plate=None, anchor='middle',
