@@ -638,9 +638,9 @@ def _branches(s, top, made, goal, w):
     for name, what, y, terms in rows:
         b = s.box(x, y, 172, 50, [name, what], 'learns', 12, bold=True)
         for k, (term, lam) in enumerate(terms):
-            tall = 34 if len(terms) == 1 else 27
-            at = y + 8 if len(terms) == 1 else y - 4 + 32*k
-            pill = s.box(516, at, 142, tall, [f'{term}, × {weight(lam)}'], 'loss', 12, bold=True)
+            at, tall, lines = y + 5, 40, [term, f'× {weight(lam)}']
+            if len(terms) > 1: at, tall, lines = y - 4 + 32*k, 27, [f'{term}, × {weight(lam)}']
+            pill = s.box(516, at, 142, tall, lines, 'loss', 12, bold=True)
             s.arrow((490, pill.left[1]), pill.left)
     first, second, pair = made
     s.arrow(first.right, (x, first.right[1]))
