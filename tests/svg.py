@@ -98,8 +98,8 @@ def around(boxes, margin=0):
 
 class Sheet:
     "A page to draw on. It remembers where words and lines are."
-    def __init__(self, width, height, title, text):
-        self.width, self.height, self.title, self.described = width, height, title, text
+    def __init__(self, width, height, title):
+        self.width, self.height, self.title, self.described = width, height, title, ''
         self.parts, self.words, self.lines = [], [], []
 
     # ---- elements
@@ -158,8 +158,8 @@ class Sheet:
         "A box with lines of words in its middle; the first is bold if `bold`."
         fill, stroke, width, dashes, corner = LOOKS[kind]
         if kind == 'rule':
-            corners = [(x, y + h/2), (x + 9, y), (x + w - 9, y), (x + w, y + h/2), (x + w - 9, y + h), (x + 9, y + h)]
-            self.path(corners, stroke, width, fill=fill, close=True)
+            upper = [(x, y + h/2), (x + 9, y), (x + w - 9, y), (x + w, y + h/2)]
+            self.path([*upper, (x + w - 9, y + h), (x + 9, y + h)], stroke, width, fill=fill, close=True)
         else:
             self.rect(x, y, w, h, fill, 'none', corner=corner)
             if kind == 'frozen': self.hatch(x, y, w, h)
@@ -175,6 +175,11 @@ class Sheet:
         for k, words in enumerate(lines):
             at = y + (k - (len(lines) - 1)/2)*gap
             self.text(x, at, words, size, anchor, bold and k == 0, color, room, plate or None)
+
+    def note(self, x, y, words):
+        "Small gray words, one line or several; `y` is the middle of the first."
+        lines = [words] if isinstance(words, str) else words
+        for k, line in enumerate(lines): self.text(x, y + 16*k, line, 12, 'start', color=SOFT)
 
     def stack(self, x, y, w, h, n=3, step=4, fill='#FFFFFF', stroke=INK, lines=(), size=SIZE):
         "A tensor: sheets behind each other. The box is that of the front sheet."
@@ -223,11 +228,17 @@ class Sheet:
             if a.x < 4 or a.y < 2 or a.x + a.w > self.width - 4 or a.y + a.h > self.height - 2:
                 found.append(f'{words!r} leaves the page')
             for b, other, _ in self.words[:k]:
-                if min(a.x + a.w, b.x + b.w) - max(a.x, b.x) > 1 and min(a.y + a.h, b.y + b.h) - max(a.y, b.y) > 1:
-                    found.append(f'{words!r} lies on {other!r}')
+                if overlap(a, b): found.append(f'{words!r} lies on {other!r}')
             if not plate and any(crosses(a, *line) for line in self.lines):
                 found.append(f'{words!r} is crossed by a line')
         return found
+
+
+def overlap(a, b):
+    "Whether two areas share more than a pixel at their rims."
+    wide = min(a.x + a.w, b.x + b.w) - max(a.x, b.x)
+    tall = min(a.y + a.h, b.y + b.h) - max(a.y, b.y)
+    return wide > 1 and tall > 1
 
 
 def crosses(area, start, end, n=60):
