@@ -30,7 +30,7 @@ def segment_select():
     wide = s.box(402, 174, 142, 52, [f'enlarge to {PX}²,', 'sigmoid'], size=12)
     s.arrow((376, 96), soft.left)
     s.arrow((376, 200), wide.left)
-    add = s.box(572, 116, 96, 62, ['multiply,', f'add over', f'{QUERIES} queries'], size=12)
+    add = s.box(572, 116, 96, 62, ['multiply,', 'add over', f'{QUERIES} queries'], size=12)
     s.arrow(soft.right, (620, 96), add.top)
     s.arrow(wide.right, (620, 200), add.bottom)
     s.stack(696, 122, 84, 50, lines=['scores s', map_name((CLASSES, PX, PX))], size=12)
@@ -44,8 +44,8 @@ def segment_select():
 def _judge_pair(s, cfg, y):
     "Labels of the photo against scores of the anime, and the two rules."
     heading(s, 20, y, 'From scores to a decision', 'the photo says what is right')
-    a = s.stack(24, y + 40, 104, 44, lines=['s of the photo', map_name((CLASSES, PX, PX))], size=12)
-    b = s.stack(24, y + 126, 104, 44, lines=['s of the anime', map_name((CLASSES, PX, PX))], size=12)
+    s.stack(24, y + 40, 104, 44, lines=['s of the photo', map_name((CLASSES, PX, PX))], size=12)
+    s.stack(24, y + 126, 104, 44, lines=['s of the anime', map_name((CLASSES, PX, PX))], size=12)
     label = scene(s, 214, y + 31, 62, 'labels', 'labels', below=False)
     s.arrow((136, y + 62), (214, y + 62))
     s.text(174, y + 50, 'argmax', 12)
@@ -80,15 +80,14 @@ def _ruler(s, cfg, y):
     best, worst = lbce_released(right, right).item(), lbce_released(wrong, right).item()
     def at(v): return 110 + 560*(v - best)/(worst - best)
     s.path([(at(best), y), (at(worst), y)], INK, 2)
-    for v, words in ((best, f'{best:.2f}: score 1 for the right class'), (worst, f'{worst:.2f}')):
-        s.path([(at(v), y - 6), (at(v), y + 6)], INK, 2)
+    for v in (best, worst): s.path([(at(v), y - 6), (at(v), y + 6)], INK, 2)
     cut = at(cfg.max_lbce)
     s.path([(cut, y - 16), (cut, y + 9)], GREEN, 2.4, '4 2')
     s.text(at(best), y + 20, f'{best:.2f}: right class, score 1, everywhere', 12, 'start')
     s.text(at(worst) + 8, y + 20, f'{worst:.2f}: wrong class, score 1', 12, 'end')
     s.text(cut, y - 26, f'the rule, {cfg.max_lbce:.1f}', 12, bold=True)
     s.text(20, y, 'L_{BCE}', 14, 'start', bold=True)
-    s.note(20, y + 42, 'As long as no score exceeds 1, only pairs that agree almost nowhere fail the rule of 5.0.')
+    s.note(20, y + 42, f'As long as no score exceeds 1, only pairs that agree almost nowhere reach {cfg.max_lbce:.1f}.')
 
 
 # ---- everything
@@ -109,7 +108,8 @@ def system():
 
 def _legend(s, y):
     "What the shapes mean."
-    kinds = {16: ('learns', 'learns'), 116: ('frozen', 'frozen'), 218: ('loss', 'loss and weight'), 382: ('rule', 'rule')}
+    kinds = {16: ('learns', 'learns'), 116: ('frozen', 'frozen'), 218: ('loss', 'loss and weight'),
+             382: ('rule', 'rule')}
     for x, (kind, words) in kinds.items():
         s.box(x, y - 9, 30, 18, (), kind)
         s.text(x + 38, y, words, 12, 'start')
@@ -148,9 +148,9 @@ def _stage_1(s, top):
 
 def _pyramid(s, x, middle, G, ours, words):
     "The blocks of a generator, small maps first."
-    s.text(x, middle - 46, words, 12.5, 'start', bold=False)
+    s.text(x, middle - 46, words, 12.5, 'start')
     for r, side in enumerate(channel_plan(PX)):
-        learns = r and any(k.startswith(f'to_rgbs.{r - 1}.') for k in ours)
+        learns = r > 0 and any(k.startswith(f'to_rgbs.{r - 1}.') for k in ours)
         tall = 24 + 7*r
         s.box(x + 32*r, middle - tall/2, 28, tall, [f'{side}'], 'learns' if learns else 'frozen', 11)
 
@@ -211,7 +211,7 @@ def _stage_3(s, top):
     s.path([(22, top + 208), (778, top + 208)], LINE, 1, '3 3')
     s.text(226, top + 46, 'without partners', 12.5, 'start', bold=True)
     s.text(226, top + 224, 'with partners: the pairs of Stage 2', 12.5, 'start', bold=True)
-    G = s.box(112, top + 60, 84, 306, (), 'learns')
+    s.box(112, top + 60, 84, 306, (), 'learns')
     millions = count_parameters(networks()['G'])/1e6
     s.lines_at(154, top + 190, ['G', 'ResNet', f'{millions:.1f} million', 'numbers'], 12.5, bold=True)
     s.lines_at(154, top + 330, ['the same', 'for all'], 12, color=SOFT)

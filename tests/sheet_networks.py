@@ -22,6 +22,21 @@ def stylegan_blocks():
     for x, words in columns.items():
         s.text(x, 54, words, 12, color=SOFT)
 
+    _styles(s, G, ours)
+    _all_rows(s, G, plan, ours)
+    learned = sum(counts[k] for k in ours)
+    y, rest = 666, sum(counts.values()) - learned
+    s.box(20, y, 22, 20, (), 'frozen')
+    s.text(50, y + 10, f'frozen: {len(counts) - len(ours)} tensors, {rest:,} numbers', anchor='start')
+    s.box(400, y, 22, 20, (), 'learns')
+    s.text(430, y + 10, f'learns: {len(ours)} tensors, {learned:,} numbers', anchor='start')
+    s.text(20, y + 38, 'Above the dashed line source and target hold the same numbers; '
+                       'below it the target learns to paint anime.', 12.5, 'start')
+    return s
+
+
+def _styles(s, G, ours):
+    "From a code to an entry for every layer."
     z = s.box(18, 84, 92, 34, [f'z, {G.style_dim}'])
     depth = len(G.style) - 1
     lines = ['mapping', f'{depth} linear', 'layers', 'style.1–8']
@@ -36,64 +51,46 @@ def stylegan_blocks():
     lines = ['A 3 × 3 layer', 'with entry i also', 'adds noise map i:', 'one number for', 'each pixel.']
     s.note(16, 524, lines)
 
-    top, step, tall = 72, 84, 62
-    rows = []
-    for r, side in enumerate(plan):
-        y, j = top + r*step, r - 1
-        mine = [f'convs.{2*j}', f'convs.{2*j+1}', f'to_rgbs.{j}'] if r else ['conv1', '', 'to_rgb1']
-        rows.append(_row(s, G, side, plan, y, tall, r, mine, ours, rows))
-    for r, (a, b) in enumerate(zip(rows, rows[1:])): _between(s, a, b, step - tall)
-    frozen = [r for r, row in enumerate(rows) if not row['learns']]
-    assert frozen == [0, 1, 2, 3]
-    cut = top + len(frozen)*step - (step - tall)/2
+
+def _all_rows(s, G, plan, ours, top=72, step=84, tall=62):
+    "The rows, what leads from one to the next, and the border of what is frozen."
+    rows = [_row(s, plan, side, top + r*step, tall, ours) for r, side in enumerate(plan)]
+    for a, b in zip(rows, rows[1:]): _between(s, a, b)
+    frozen = [not row['learns'] for row in rows]
+    assert frozen == sorted(frozen, reverse=True), 'frozen rows come first'
+    cut = top + sum(frozen)*step - (step - tall)/2
     s.path([(130, cut), (790, cut)], RED, 1.6, '7 4', keep=False)
-    learned = sum(counts[k] for k in ours)
-    y = top + len(plan)*step + 6
-    s.box(20, y, 22, 20, (), 'frozen')
-    rest = sum(counts.values()) - learned
-    s.text(50, y + 10, f'frozen: {len(counts) - len(ours)} tensors, {rest:,} numbers', anchor='start')
-    s.box(400, y, 22, 20, (), 'learns')
-    s.text(430, y + 10, f'learns: {len(ours)} tensors, {learned:,} numbers', anchor='start')
-    s.text(20, y + 38, 'Above the dashed line source and target hold the same numbers; '
-                       'below it the target learns to paint anime.', 12.5, 'start')
-    return s
 
 
-def _row(s, G, side, plan, y, tall, r, mine, ours, rows):
-    "One resolution: convolutions, to-RGB, the picture so far."
-    learns = {any(k.startswith(f'{name}.') for k in ours) for name in mine if name}
-    assert len(learns) == 1
-    kind = 'learns' if learns.pop() else 'frozen'
-    below = plan[side//2] if r else None
+def _layer_kind(names, ours):
+    "Whether these layers learn: all or none."
+    (learns,) = {any(k.startswith(f'{name}.') for k in ours) for name in names}
+    return 'learns' if learns else 'frozen'
+
+
+def _row(s, plan, side, y, tall, ours):
+    "One resolution: two convolutions (at 4 px a learned map and one), to-RGB, the picture so far."
+    r = [*plan].index(side)
+    c, j = plan[side], r - 1
+    first, second, rgb = (f'convs.{2*j}', f'convs.{2*j + 1}', f'to_rgbs.{j}') if r else ('input', 'conv1', 'to_rgb1')
+    kind = _layer_kind((first, second, rgb), ours)
     s.text(134, y + 20, f'{side} px', 14, 'start', bold=True)
-    s.text(134, y + 40, map_name((plan[side], side, side)), 11.5, 'start', color=SOFT)
-    out = dict(learns=kind == 'learns')
-    if r:
-        lines = ['conv 3 × 3, ↑ 2', f'{below} → {plan[side]}', mine[0]]
-        out['a'] = s.box(223, y, 120, tall, lines, kind, 12)
-        lines = ['conv 3 × 3', f'{plan[side]} → {plan[side]}', mine[1]]
-        out['b'] = s.box(393, y, 120, tall, lines, kind, 12)
-        s.arrow(out['a'].right, out['b'].left)
-        s.badge(223, y, f'{2*r - 1}')
-        s.badge(393, y, f'{2*r}')
-    else:
-        start = s.box(223, y, 120, tall, ['learned map', map_name((plan[4], 4, 4)), 'input'], 'frozen', 12)
-        assert 'input.input' not in ours
-        out['b'] = s.box(393, y, 120, tall, ['conv 3 × 3', f'{plan[4]} → {plan[4]}', 'conv1'], kind, 12)
-        s.arrow(start.right, out['b'].left)
-        s.badge(393, y, '0')
-    out['rgb'] = s.box(560, y, 80, tall, ['conv 1 × 1', f'{plan[side]} → 3', mine[2]], kind, 12)
-    s.arrow(out['b'].right, out['rgb'].left)
-    s.badge(560, y, f'{2*r + 1}')
-    out['image'] = s.stack(682, y + 14, 68, 36, n=3, lines=[f'3 × {side}²'], size=12)
-    s.arrow(out['rgb'].right, (682, y + 31))
-    return out
+    s.text(134, y + 40, map_name((c, side, side)), 11.5, 'start', color=SOFT)
+    start = ['conv 3 × 3, ↑ 2', f'{plan[side//2]} → {c}', first] if r else ['learned map', f'{c} × 4²', first]
+    a = s.box(223, y, 120, tall, start, kind, 12)
+    b = s.box(393, y, 120, tall, ['conv 3 × 3', f'{c} → {c}', second], kind, 12)
+    view = s.box(560, y, 80, tall, ['conv 1 × 1', f'{c} → 3', rgb], kind, 12)
+    image = s.stack(682, y + 14, 68, 36, lines=[f'3 × {side}²'], size=12)
+    for one, other in ((a, b.left), (b, view.left), (view, (682, y + 31))): s.arrow(one.right, other)
+    for x, entry in ((223, 2*r - 1), (393, 2*r), (560, 2*r + 1)):
+        if entry >= 0: s.badge(x, y, f'{entry}')
+    return dict(a=a, b=b, image=image, learns=kind == 'learns')
 
 
-def _between(s, a, b, gap):
+def _between(s, a, b):
     "From one resolution to the next: features on the left, the enlarged picture on the right."
     start, end = a['b'].side('bottom', .5), b['a'].side('top', .5)
-    middle = start[1] + gap/2
+    middle = start[1] + 5
     s.arrow(start, (start[0], middle), (end[0], middle), end)
     s.arrow((716, a['image'].y + a['image'].h), (716, b['image'].y - 8))
     s.text(724, a['image'].y + a['image'].h + 10, '↑ 2, add', 11.5, 'start', color=SOFT)
@@ -165,13 +162,13 @@ def _residual_block(s, y):
     names = dict(ReflectPad='mirror 1', Conv2d='conv 3', InstanceNorm='norm', ReLU='ReLU')
     parts = [names[type(m).__name__] for m in block]
     s.text(20, y + 30, 'A block:', 13, 'start', bold=True)
-    x, last, first = 128, None, None
+    x, last = 128, None
     s.arrow((92, y + 30), (x, y + 30))
     for words in parts:
         kind = 'learns' if words == 'conv 3' else 'quiet'
         b = s.box(x, y + 15, 64, 30, [words], kind, 12)
         if last: s.arrow(last.right, b.left)
-        first, last, x = first or b, b, x + 78
+        last, x = b, x + 78
     s.circle(x + 14, y + 30, 11)
     s.text(x + 14, y + 30, '+', 15)
     s.arrow(last.right, (x + 3, y + 30))
@@ -250,8 +247,8 @@ def _critic_layers(s, D, inside, y):
         s.text(x + 38, y + 64, map_name(inside[i]), 12)
         if last: s.arrow(last.right, b.left)
         last, x = b, x + 92
-    s.text(40, y + 88, 'Leaky ReLU follows each convolution but the last; a norm comes between, except after the first.',
-           12, 'start', color=SOFT)
+    s.note(40, y + 88, 'Leaky ReLU follows each convolution but the last; a norm comes between, '
+                       'except after the first.')
 
 
 # ---- the heads
@@ -265,11 +262,10 @@ def heads():
     s = Sheet(800, 500, 'Patch heads: from taps to unit vectors and their similarities')
     heading(s, 20, 24, 'Patch heads', f'{count_parameters(F):,} numbers in F, and as many in F_{{s}}')
     rows = {'queries': (96, 'anime', 'G(x)'), 'keys': (276, 'photo', 'x')}
-    enc = s.box(104, 74, 66, 306, ['encoder', 'of G,', f'modules', f'0 to {TAPS[-1]}'], 'learns', 12)
-    mlp = s.box(466, 74, 130, 306, (), 'learns')
+    s.box(104, 74, 66, 306, ['encoder', 'of G,', 'modules', f'0 to {TAPS[-1]}'], 'learns', 12)
+    s.box(466, 74, 130, 306, (), 'learns')
     layers = [f'linear C → {F.dim}', 'ReLU', f'linear {F.dim} → {F.dim}', 'length 1']
-    s.lines_at(531, 178, ['F, for each tap:', *layers],
-               12.5, bold=True, gap=24)
+    s.lines_at(531, 178, ['F, for each tap:', *layers], 12.5, bold=True, gap=24)
     s.lines_at(531, 310, ['the same for both', 'pictures, in fp32'], 12, color=SOFT)
     for name, (y, kind, words) in rows.items():
         picture = scene(s, 20, y, 66, kind, words)
@@ -280,8 +276,8 @@ def heads():
         s.arrow((596, y + 33), out.left)
         s.text(646, y + 74, name, 13, bold=True)
     s.text(646, 276 + 92, 'no gradient', 12, color=SOFT)
-    words = [f'{cfg.n_patches} positions for each tap,', 'drawn anew in each step,', 'the same in both pictures']
-    s.lines_at(318, 232, words, 12.5)
+    count = f'{cfg.n_patches} positions for each tap,'
+    s.lines_at(318, 232, [count, 'drawn anew in each step,', 'the same in both pictures'], 12.5)
     _matrix(s, 694, 172, 92, cfg)
     s.arrow((682, 129), (740, 129), (740, 170))
     s.arrow((682, 309), (740, 309), (740, 266))
@@ -291,8 +287,8 @@ def heads():
         s.text(20, y, a, 14, 'start', bold=True)
         s.text(56, y, b, 13, 'start')
         s.text(330, y, c, 13, 'start')
-    s.text(20, 480, 'Five taps, so five comparisons; their mean is the loss. A pixel of a tap is a column of C numbers.',
-           12, 'start', color=SOFT)
+    s.note(20, 480, 'Five taps, so five comparisons; their mean is the loss. '
+                    'A pixel of a tap is a column of C numbers.')
     return s
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
-from PIL import ImageFont
+from fontTools.ttLib import TTFont
 
 BLUE, RED, GREEN, GOLD, SKY = '#0072B2', '#D55E00', '#009E73', '#E69F00', '#56B4E9'
 INK, SOFT, LINE = '#1B1B1B', '#505050', '#8A8A8A'
@@ -22,7 +22,8 @@ LOOKS = {                                    # fill, frame, width of the frame, 
     'plain': ('#FFFFFF', INK, 1.2, '', 3), 'learns': ('#D9EAF5', BLUE, 2.6, '', 3),
     'frozen': ('#F1F1F1', SOFT, 1.2, '', 3), 'loss': ('#FFF1E0', RED, 1.8, '5 3', 13),
     'rule': ('#E2F3EC', GREEN, 1.8, '', 0), 'band': ('#FAFAFA', LINE, 1, '', 8),
-    'block': ('#FBE3B0', BLUE, 2.6, '', 3), 'quiet': ('#FFFFFF', LINE, 1, '', 3), 'gold': ('#FBE3B0', INK, 1.2, '', 3)}
+    'block': ('#FBE3B0', BLUE, 2.6, '', 3), 'gold': ('#FBE3B0', INK, 1.2, '', 3),
+    'quiet': ('#FFFFFF', LINE, 1, '', 3)}
 
 
 def number(v):
@@ -31,17 +32,19 @@ def number(v):
 
 
 @functools.cache
-def font(size, bold):
-    "The widest font that a browser may choose; what fits in it fits in the others."
+def letter_widths(bold):
+    "{letter: width at size 1} of the widest font that a browser may choose; what fits in it fits in others."
     folder = Path(matplotlib.get_data_path())/'fonts'/'ttf'
-    return ImageFont.truetype(str(folder/f'DejaVuSans{"-Bold" if bold else ""}.ttf'), 10*size)
+    font = TTFont(folder/('DejaVuSans-Bold.ttf' if bold else 'DejaVuSans.ttf'))
+    widths, units = font['hmtx'], font['head'].unitsPerEm
+    return {chr(code): widths[name][0]/units for code, name in font.getBestCmap().items()}
 
 
 def width_of(words, size=SIZE, bold=False):
     "px that a line of words takes, raised and lowered letters counted at their size."
     plain, small = MARKUP.sub('', words), ''.join(part for _, part in MARKUP.findall(words))
-    def length(letters): return font(size, bold).getlength(letters)/10
-    return length(plain) + SMALL*length(small)
+    widths = letter_widths(bold)
+    return size*(sum(widths[c] for c in plain) + SMALL*sum(widths[c] for c in small))
 
 
 def escaped(words):
