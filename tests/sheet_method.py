@@ -52,7 +52,7 @@ def _judge_pair(s, cfg, y):
     count = s.box(322, y + 40, 136, 44, ['how many classes', 'own a pixel?'], size=12.5)
     s.arrow(label.right, count.left)
     words = ['L_{BCE}', 'mean over pixels of', 'log Σ e^{s} − s_{label}']
-    loss = s.box(322, y + 118, 136, 60, words, 'loss', 12.5, bold=True)
+    loss = s.box(322, y + 118, 136, 60, words, 'loss', 12.5, bold=True, gap=18)
     s.arrow((136, y + 154), (322, y + 154))
     s.arrow(label.bottom, (245, y + 134), (322, y + 134))
     many = s.box(496, y + 40, 112, 44, [f'at least {cfg.min_categories}?'], 'rule', bold=True)
