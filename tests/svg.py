@@ -244,10 +244,14 @@ def overlap(a, b):
     return wide > 1 and tall > 1
 
 
-def crosses(area, start, end, n=60):
+def crosses(area, start, end):
     "Whether a line comes inside the area, less a pixel at its rim."
-    x0, y0, x1, y1 = area.x + 1, area.y + 1, area.x + area.w - 1, area.y + area.h - 1
-    for k in range(n + 1):
-        x, y = (a + (b - a)*k/n for a, b in zip(start, end))
-        if x0 < x < x1 and y0 < y < y1: return True
-    return False
+    low, high = 0., 1.                                   # the stretch of the line that is inside so far
+    for at, side, a, b in ((area.x, area.w, start[0], end[0]), (area.y, area.h, start[1], end[1])):
+        near, far = at + 1, at + side - 1
+        if a == b:
+            if not near < a < far: return False
+            continue
+        one, other = sorted(((near - a)/(b - a), (far - a)/(b - a)))
+        low, high = max(low, one), min(high, other)
+    return low < high

@@ -1,4 +1,5 @@
 "The drawings: fresh, legible, without a word that is covered, and true to the networks."
+import functools
 import re
 import xml.etree.ElementTree as ET
 
@@ -13,6 +14,7 @@ from sheets import (CLASSES, CLIP_DIM, MASK, PX, QUERIES, fields, map_name, netw
                     tap_sizes, vgg_size)
 from svg import SMALL, Sheet, crosses, spans, width_of
 
+drawn = functools.cache(draw)
 drawing = pytest.mark.parametrize('name', DRAWINGS)
 WHERE = dict(system=['index'], stylegan_blocks=['03_stylegan', '07_finetune'], translator=['04_translator'],
              critic=['04_translator'], heads=['04_translator'], segment_select=['08_selection'])
@@ -28,12 +30,12 @@ def words_in(name):
 @drawing
 def test_drawing_is_fresh(name):
     found = (IMAGES/f'{name}.svg').read_bytes()
-    assert found == draw(name).svg().encode(), 'run make drawings'
+    assert found == drawn(name).svg().encode(), 'run make drawings'
 
 
 @drawing
 def test_no_word_is_covered_or_crossed(name):
-    assert not draw(name).clashes()
+    assert not drawn(name).clashes()
 
 
 @drawing
