@@ -87,7 +87,8 @@ def _ruler(s, cfg, y):
     s.text(at(worst) + 8, y + 20, f'{worst:.2f}: wrong class, score 1', 12, 'end')
     s.text(cut, y - 26, f'the rule, {cfg.max_lbce:.1f}', 12, bold=True)
     s.text(20, y, 'L_{BCE}', 14, 'start', bold=True)
-    s.note(20, y + 42, f'As long as no score exceeds 1, only pairs that agree almost nowhere reach {cfg.max_lbce:.1f}.')
+    s.note(20, y + 42, 'As long as no score exceeds 1, only pairs that agree almost nowhere reach '
+                       f'{cfg.max_lbce:.1f}.')
 
 
 # ---- everything

@@ -72,7 +72,8 @@ def _row(s, plan, side, y, tall, ours):
     "One resolution: two convolutions (at 4 px a learned map and one), to-RGB, the picture so far."
     r = [*plan].index(side)
     c, j = plan[side], r - 1
-    first, second, rgb = (f'convs.{2*j}', f'convs.{2*j + 1}', f'to_rgbs.{j}') if r else ('input', 'conv1', 'to_rgb1')
+    first, second, rgb = f'convs.{2*j}', f'convs.{2*j + 1}', f'to_rgbs.{j}'
+    if r == 0: first, second, rgb = 'input', 'conv1', 'to_rgb1'
     kind = _layer_kind((first, second, rgb), ours)
     s.text(134, y + 20, f'{side} px', 14, 'start', bold=True)
     s.text(134, y + 40, map_name((c, side, side)), 11.5, 'start', color=SOFT)

@@ -126,7 +126,9 @@ def test_clashes_are_found():
     s = Sheet(100, 100, 'test')
     s.text(5, 50, 'much too long for this')
     assert s.clashes() == ["'much too long for this' leaves the page"]
-    assert crosses(s.text(50, 50, 'x'), (0, 50), (100, 50)) and not crosses(s.text(50, 50, 'x'), (0, 9), (99, 9))
+    x = s.text(50, 50, 'x')
+    assert crosses(x, (0, 50), (100, 50)) and crosses(x, (0, 0), (100, 100))
+    assert not crosses(x, (0, 9), (99, 9)) and not crosses(x, (0, 0), (40, 40))
 
 
 def test_words_that_do_not_fit_their_box_are_refused():
@@ -136,7 +138,8 @@ def test_words_that_do_not_fit_their_box_are_refused():
 
 def test_raised_and_lowered_letters():
     "They return to the line, and count at their size."
-    assert spans('x^{p}, G_{s}(1)', 10) == ('x<tspan dy="-4" font-size="7.5">p</tspan><tspan dy="4">, G</tspan>'
-                                            '<tspan dy="2.5" font-size="7.5">s</tspan><tspan dy="-2.5">(1)</tspan>')
+    raised = 'x<tspan dy="-4" font-size="7.5">p</tspan><tspan dy="4">, G</tspan>'
+    lowered = '<tspan dy="2.5" font-size="7.5">s</tspan><tspan dy="-2.5">(1)</tspan>'
+    assert spans('x^{p}, G_{s}(1)', 10) == raised + lowered
     assert abs(width_of('x^{p}') - (width_of('x') + SMALL*width_of('p'))) < 1e-9
     assert '&lt;b&gt;' in spans('<b>', 10)
