@@ -1,11 +1,12 @@
-"""What one step of each `colab` preset holds in memory and computes, counted on a CPU; no GPU is needed.
+"""What one step of each `colab` preset holds in memory and computes, counted without a GPU.
 
-    python benchmarks/presets.py [train finetune pretrain pairs]
+    python benchmarks/presets.py [pretrain finetune pairs train]
 
-Every tensor is counted from the moment it is made until it is freed, so the peak is that of all weights,
-gradients, numbers of Adam and stored activations together; the judges have random weights, which cost the
-same. A card holds more than that: 1 GiB is added for CUDA itself and for the work space of its convolutions.
-Seconds are multiply-and-add counts over half of what a T4 promises for fp32. Both are estimates, no measurements.
+The steps run on torch's device `meta`, where a tensor has a shape and no numbers. Every tensor is counted from
+the moment it is made until it is freed, so the peak is that of all weights, gradients, numbers of Adam and
+stored activations together. A card holds more than that: 1 GiB is added for CUDA itself and for the work space
+of its convolutions. Seconds are operations over half of what a T4 promises for fp32. These are estimates; nobody
+measured them on a T4.
 """
 import argparse
 import json
@@ -19,21 +20,20 @@ from PIL import Image
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from scenimefy.core import seeded, to_array
 
-T4_BYTES = 15e9            # 15 GB, of which the driver keeps some: Colab shows 14.7 GiB
 T4_FLOPS = .5*8.1e12       # half of the 8.1 TFLOPS that the data sheet gives for fp32
 CUDA_BYTES = 2**30         # context and work space
-CARD = 14.7*2**30
+CARD = 14.7*2**30          # what Colab's T4 leaves of 16 GB
 
 
-class LiveBytes(TorchDispatchMode):
-    "Counts the bytes of all storages that are alive; `peak` is the largest sum so far."
+class Counter(TorchDispatchMode):
+    "Counts the bytes of all storages that are alive, their largest sum so far (`peak`), and the operations."
     def __init__(self):
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self.flops = 0
         self.known = set()
 
     def forget(self, key, size):
@@ -51,29 +51,33 @@ class LiveBytes(TorchDispatchMode):
         weakref.finalize(storage, self.forget, key, size)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = flop_registry.get(func._overloadpacket)
+        if formula: self.flops += formula(*args, **kwargs, out_val=out)
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor): self.count(leaf)
         return out
 
 
-def tensors_of(thing):
-    "All weights and buffers of the networks that an object holds, also inside dictionaries and tuples."
-    if isinstance(thing, nn.Module): return [*thing.parameters(), *thing.buffers()]
-    if isinstance(thing, dict): thing = thing.values()
-    elif hasattr(thing, '__dict__'): thing = vars(thing).values()
-    elif not isinstance(thing, (list, tuple)): return []
-    return [t for part in thing for t in tensors_of(part)] if thing else []
+def networks_of(thing):
+    "The networks that a run, or whatever makes pairs, holds; judges come as a tuple."
+    found = []
+    for part in vars(thing).values():
+        parts = part if isinstance(part, tuple) else [part]
+        found += [p for p in parts if isinstance(p, nn.Module)]
+    return found
 
 
-def counted(owners, act):
-    "(peak bytes, multiply-and-adds times two) of a call, beside the networks of `owners`."
-    live = LiveBytes()
-    for owner in owners:
-        for t in tensors_of(owner): live.count(t)
-    flops = FlopCounterMode(display=False)
-    with flops, live: act()
-    return live.peak, flops.get_total_flops()
+def counted(networks, states, act):
+    "(peak bytes, operations) of a call, beside these networks and the states of these optimizers."
+    live = Counter()
+    for net in networks:
+        for t in (*net.parameters(), *net.buffers()): live.count(t)
+    for t in tree_leaves(states):
+        if isinstance(t, torch.Tensor): live.count(t)
+    with live: act()
+    return live.peak, live.flops
 
 
 def pictures(folder, n=8, size=256):
@@ -89,7 +93,20 @@ def judges():
     "The networks that Stage 1 asks, with random weights."
     from scenimefy.finetune import Priors
     from scenimefy.priors import Clip, VggDistance, _vgg19_features, _vit_b32_net, fresh
-    return Priors(Clip(fresh(_vit_b32_net), 224, None), VggDistance(fresh(_vgg19_features)))
+    clip, vgg = Clip(fresh(_vit_b32_net), 224, None), VggDistance(fresh(_vgg19_features))
+    return Priors(clip.to('meta'), vgg.to('meta'))
+
+
+def without_numbers(r):
+    "Move the networks of a run to `meta`, with new optimizers of the same kind."
+    r.device = torch.device('meta')
+    for name in ('nets', 'ema', 'source'):
+        if getattr(r, name, None) is not None: setattr(r, name, getattr(r, name).to('meta'))
+    for name, old in r.optims.items():
+        learn = [p for p in getattr(r.nets, name).parameters() if p.requires_grad]
+        group = old.param_groups[0]
+        r.optims[name] = torch.optim.Adam(learn, group['lr'], group['betas'], foreach=False)
+    return r
 
 
 def prepare_train(work):
@@ -118,12 +135,13 @@ def prepare_pretrain(work):
 def training(prepare, work):
     "Peak and flops of a stage: plain steps, and the one in `r1_every` that has the penalty as well."
     r, (plain, rare) = prepare(work)
+    r = without_numbers(r)
     batch = next(iter(r.feed()))
     r.take_step(batch)                     # from here on Adam has its numbers
-    owners, found = [r, *(o.state for o in r.optims.values())], []
+    states, found = [list(o.state.values()) for o in r.optims.values()], []
     for step in (plain, rare):
         r.step = step
-        found.append(counted(owners, lambda: r.take_step(batch)))
+        found.append(counted(networks_of(r), states, lambda: r.take_step(batch)))
     (_, often), (_, seldom) = found
     every = getattr(r.cfg, 'r1_every', 1)
     return dict(peak=max(p for p, _ in found), flops=often + (seldom - often)/every, steps=r.n_steps)
@@ -131,14 +149,18 @@ def training(prepare, work):
 
 def pairing():
     "Peak and flops of one batch of candidates, painted and scored."
-    from scenimefy.priors import Segmenter, _swin_b_net, fresh
-    from scenimefy.selection import SelectSettings, StyleganPairs, score_pairs
+    from scenimefy.priors import Segmenter, _swin_b_net, fresh, semantic_scores
+    from scenimefy.selection import SelectSettings, StyleganPairs
     from scenimefy.stylegan import Generator
     cfg = SelectSettings.preset('colab')
     source = StyleganPairs(Generator(256), Generator(256), cfg.psi, 'cpu')
-    segmenter = Segmenter(fresh(_swin_b_net), [str(k) for k in range(150)])
-    def act(): score_pairs(segmenter, *source.pairs(range(cfg.batch)))
-    peak, flops = counted([source, segmenter], act)
+    source.device, source.mean_w = torch.device('meta'), source.mean_w.to('meta')
+    source.source, source.target = source.source.to('meta'), source.target.to('meta')
+    segmenter = Segmenter(fresh(_swin_b_net), [str(k) for k in range(150)]).to('meta')
+    def act():
+        photo, anime = source.pairs(range(cfg.batch))
+        semantic_scores(*segmenter(torch.cat([photo, anime]), check=False), photo.shape[-2:])
+    peak, flops = counted([*networks_of(source), segmenter], [], act)
     return dict(peak=peak, flops=flops, steps=cfg.count/cfg.batch)
 
 

@@ -539,9 +539,10 @@ life(Path({photos!r}), Path({run!r}), on_step=slowly, backup=Path({backup!r}))
 def test_a_machine_that_is_taken_away(photos, whole, tmp_path):
     "SIGKILL in step 7, and the disk is lost: the copy holds step 6, and the run ends as if undisturbed."
     local, copy = tmp_path/'machine'/'run', tmp_path/'drive'/'run'
-    code = KILLED.format(tests=str(Path(__file__).parent), photos=str(photos), run=str(local), backup=str(copy))
-    process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                               text=True)
+    places = dict(photos=str(photos), run=str(local), backup=str(copy))
+    code = KILLED.format(tests=str(Path(__file__).parent), **places)
+    process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.DEVNULL)
     try:
         for line in process.stdout:
             if line.strip() == '7': break
@@ -596,7 +597,8 @@ def test_a_copy_that_was_cut_off_is_no_run(photos, whole, tmp_path):
     with pytest.raises(SystemError): life(photos, run, on_step=crash_at(4), backup=copy)
     for file in checkpoints(copy): file.unlink()
     shutil.rmtree(run)
-    with pytest.raises(CheckpointError, match='nothing to resume'): life(photos, run, resume=True, backup=copy)
+    with pytest.raises(CheckpointError, match='nothing to resume'):
+        life(photos, run, resume=True, backup=copy)
     shutil.rmtree(run, ignore_errors=True)
     life(photos, run, backup=copy)
     assert same(whole, copy)
