@@ -180,9 +180,10 @@ def main():
         held = found['peak'] + CUDA_BYTES
         print(json.dumps(dict(
             stage=stage, counted_gib=round(found['peak']/2**30, 2), on_a_card_gib=round(held/2**30, 2),
-            fits_a_t4=held < CARD, tflop_per_step=round(found['flops']/1e12, 2), seconds_per_step=round(seconds, 2),
-            steps=round(found['steps']), minutes=round(found['steps']*seconds/60),
-            measured_here_s=round(time.perf_counter() - began))), flush=True)
+            fits_a_t4=held < CARD, tflop_per_step=round(found['flops']/1e12, 2),
+            seconds_per_step=round(seconds, 2), steps=round(found['steps']),
+            minutes=round(found['steps']*seconds/60), counting_took_s=round(time.perf_counter() - began))),
+            flush=True)
 
 
 if __name__ == '__main__': main()

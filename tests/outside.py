@@ -1,4 +1,4 @@
-"""Notebooks as Colab has them: no repository around, the package from its wheel, installed by their own setup cell.
+"""Notebooks as Colab has them: no repository around, and the package installed by their own setup cell.
 
     python tests/outside.py nbs/06_losses.ipynb …    # run each twice over; prints seconds, or what failed
 
@@ -77,6 +77,7 @@ def inside(name, flags, times):
     from execnb.nbio import read_nb
     from execnb.shell import CaptureShell
     skipped = re.compile(rf'^#\|\s*({flags}|eval:\s*false)\b', re.M)
+    name = os.path.abspath(name)                  # notebooks change the folder
     shell = CaptureShell(name)
     def other(cell): return cell.get('id') != 'install'
     def left_out(cell): return bool(skipped.search(cell.source))
