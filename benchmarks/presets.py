@@ -2,11 +2,11 @@
 
     python benchmarks/presets.py [pretrain finetune pairs train]
 
-The steps run on torch's device `meta`, where a tensor has a shape and no numbers. Every tensor is counted from
-the moment it is made until it is freed, so the peak is that of all weights, gradients, numbers of Adam and
-stored activations together. A card holds more than that: 1 GiB is added for CUDA itself and for the work space
-of its convolutions. Seconds are operations over half of what a T4 promises for fp32. These are estimates; nobody
-measured them on a T4.
+The steps run on torch's device `meta`, where a tensor has a shape and no numbers. Every tensor is counted
+from the moment it is made until it is freed, so the peak is that of all weights, gradients, numbers of Adam
+and stored activations together. A card holds more than that: 1 GiB is added for CUDA itself and for the work
+space of its convolutions. Seconds are operations over half of what a T4 promises for fp32. These are
+estimates; nobody measured them on a T4.
 """
 import argparse
 import json

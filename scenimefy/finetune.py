@@ -20,8 +20,8 @@ from .data import ImageSet
 from .losses import clip_distance, patch_nce, r1_penalty, softplus_critic, softplus_generator
 from .pretrain import lazy_adam
 from .priors import load_clip, load_perceptual
-from .runs import (CheckpointError, RunSettings, TrainingRun, descend, fetch_copy, frozen, run_training,
-                            update_ema)
+from .runs import (CheckpointError, RunSettings, TrainingRun, descend, fetch_copy, frozen,
+                            run_training, update_ema)
 from .stylegan import (Discriminator, Generator, check_batch, draw_styles, generator_sizes,
                                 load_discriminator, load_stylegan, read_stylegan, save_stylegan)
 from .weights import WeightsError, find_weights, sha256_of

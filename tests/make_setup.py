@@ -1,7 +1,8 @@
 """The setup cell of every notebook and lab, from settings.ini: `python tests/make_setup.py`.
 
 A cell that is called `install` gets the text below. The package is installed if it is not here: the wheel of
-this version, else the repository at its tag. pip keeps a torch that satisfies `requirements`, as Colab's does.
+this version, else the repository at its tag. pip keeps a torch that satisfies `requirements`, and Colab's
+does.
 """
 from configparser import ConfigParser
 from pathlib import Path
