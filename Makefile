@@ -1,5 +1,5 @@
 # What a contributor types. Library code is written in nbs/ and exported from there.
-.PHONY: export run test check clean readme wheel
+.PHONY: export run test check clean readme setup wheel
 NB ?= nbs/*.ipynb
 
 export:        ## notebooks → scenimefy/*.py
@@ -21,6 +21,9 @@ clean:         ## drop metadata that only makes diffs
 
 readme:        ## README.md from nbs/index.ipynb
 	python tests/make_readme.py
+
+setup:         ## the install cell of every notebook, from settings.ini
+	python tests/make_setup.py
 
 wheel:
 	python -m build

@@ -605,19 +605,27 @@ def test_a_copy_that_was_cut_off_is_no_run(photos, whole, tmp_path):
 
 
 def test_the_same_folder_twice_is_no_copy(photos, whole, tmp_path):
-    life(photos, tmp_path/'run', backup=tmp_path/'x'/'..'/'run')
-    assert same(whole, tmp_path/'run')
+    r = life(photos, tmp_path/'run', backup=tmp_path/'x'/'..'/'run')
+    assert r.backup is None and same(whole, tmp_path/'run')
 
 
-def test_what_is_copied(tmp_path):
-    "Everything but hidden files; checkpoints and pictures once, the rest anew; dropped checkpoints go."
+def test_what_is_copied(tmp_path, monkeypatch):
+    "Everything but hidden files; checkpoints last and once, the rest anew; dropped checkpoints go."
+    copied, copyfile = [], shutil.copyfile
+    def noted(file, to):
+        copied.append(file.name)
+        copyfile(file, to)
+    monkeypatch.setattr(shutil, 'copyfile', noted)
     run, copy = tmp_path/'run', tmp_path/'copy'
     for name in ('log.jsonl', '.lock', 'checkpoints/step-1.safetensors', 'checkpoints/.step-2.safetensors'):
         (run/name).parent.mkdir(parents=True, exist_ok=True)
         (run/name).write_text('first')
     copy_run(run, copy)
     assert {p.name for p in copy.rglob('*') if p.is_file()} == {'log.jsonl', 'step-1.safetensors'}
+    assert copied == ['log.jsonl', 'step-1.safetensors']
     (run/'log.jsonl').write_text('later')
+    copy_run(run, copy)
+    assert copied[2:] == ['log.jsonl']
     (run/'checkpoints'/'step-1.safetensors').rename(run/'checkpoints'/'step-3.safetensors')
     copy_run(run, copy)
     assert (copy/'log.jsonl').read_text() == 'later'
