@@ -1,5 +1,5 @@
 # What a contributor types. Library code is written in nbs/ and exported from there.
-.PHONY: export run test check clean readme drawings wheel
+.PHONY: export run test check clean readme drawings setup labs slides site wheel
 NB ?= nbs/*.ipynb
 
 export:        ## notebooks → scenimefy/*.py
@@ -24,6 +24,9 @@ readme:        ## README.md from nbs/index.ipynb
 
 drawings:      ## nbs/images/*.svg from the networks
 	python tests/make_drawings.py
+
+setup:         ## the install cell of every notebook, from settings.ini
+	python tests/make_setup.py
 
 wheel:
 	python -m build

@@ -198,6 +198,8 @@ def _network(help:str):
 _Device = Annotated[str, typer.Option(metavar='NAME', help='auto, cpu, cuda, cuda:1 or mps.')]
 _Out = Annotated[Path, _folder('Where the run is kept.', '-o', '--out', metavar='RUN')]
 _Resume = Annotated[bool, typer.Option('--resume', help='Go on from the newest checkpoint in RUN.')]
+_Backup = Annotated[Optional[Path], _folder(
+    'A copy of RUN after each save, on another disk; --resume brings it back from there.', '--backup')]
 _Preset = Annotated[Optional[str], typer.Option(metavar='tiny|colab|paper', show_default=False,
                                                 help='Where the settings start from [paper].')]
 
@@ -257,9 +259,11 @@ def stylize_command(
     if report.failed: raise typer.Exit(1)
 
 # %% ../nbs/15_cli.ipynb #exp-train
-def _settings_of_run(cls, run):
+def _settings_of_run(cls, run, backup=None):
     "The settings of class `cls` that the run in folder `run` was started with."
     from scenimefy.core import UserError
+    from scenimefy.runs import fetch_copy
+    fetch_copy(run, backup)
     try: return cls.from_json((Path(run)/'settings.json').read_text(encoding='utf8'))
     except OSError:
         raise UserError(f'nothing to resume: {run} holds no settings.json; '
@@ -267,13 +271,14 @@ def _settings_of_run(cls, run):
 
 # %% ../nbs/15_cli.ipynb #exp-settingsfor
 def _settings_for(cls, preset:Optional[str], flags:dict,
-                  resume=None):  # folder of the run that is resumed
+                  resume=None,   # folder of the run that is resumed
+                  backup=None):  # folder of its copy
     "Settings of class `cls`: a preset, or what a resumed run was started with, changed by the flags."
     from scenimefy.core import SettingsError
     if preset is not None and preset not in cls.presets():
         raise SettingsError(f"no preset {preset!r}; known: {', '.join(cls.presets())}")
     if resume is None: return _chosen(cls, cls.preset(preset or 'paper'), flags)
-    start = _settings_of_run(cls, resume)
+    start = _settings_of_run(cls, resume, backup)
     if preset is not None and preset != start.base:
         raise SettingsError(f'the run was started with --preset {start.base}, now it is {preset}; '
                             'leave --preset out when resuming')
@@ -309,11 +314,12 @@ def train_command(
                                          'Several as with --photos; the first sets the palette of --tone.')],
     out: _Out,
     start: Annotated[Optional[str], _network('A translator to go on from, of the same sizes.')] = None,
-    resume: _Resume = False, preset: _Preset = None, device: _Device = 'auto', **flags):
+    resume: _Resume = False, backup: _Backup = None, preset: _Preset = None, device: _Device = 'auto',
+    **flags):
     "Stage 3: train a translator on photos, anime frames and pairs."
     from scenimefy.semisup import SemisupSettings, train
-    cfg = _settings_for(SemisupSettings, preset, flags, out if resume else None)
-    weights = train(cfg, photos, anime, pairs, out, resume=resume, device=device, start=start)
+    cfg = _settings_for(SemisupSettings, preset, flags, out if resume else None, backup)
+    weights = train(cfg, photos, anime, pairs, out, resume=resume, device=device, start=start, backup=backup)
     typer.echo(f'{weights}  ← scenimefy stylize PHOTO -o OUT --weights {weights}')
 
 # %% ../nbs/15_cli.ipynb #exp-stages
@@ -328,11 +334,12 @@ def pretrain_command(
     out: _Out,
     start: Annotated[Optional[Path], _folder(
         'A StyleGAN to go on from, of this size or a smaller one.', metavar='FILE')] = None,
-    resume: _Resume = False, preset: _Preset = None, device: _Device = 'auto', **flags):
+    resume: _Resume = False, backup: _Backup = None, preset: _Preset = None, device: _Device = 'auto',
+    **flags):
     "Before Stage 1: train a StyleGAN2 that paints photos."
     from scenimefy.pretrain import PretrainSettings, pretrain
-    cfg = _settings_for(PretrainSettings, preset, flags, out if resume else None)
-    weights = pretrain(cfg, photos, out, resume=resume, device=device, start=start)
+    cfg = _settings_for(PretrainSettings, preset, flags, out if resume else None, backup)
+    weights = pretrain(cfg, photos, out, resume=resume, device=device, start=start, backup=backup)
     typer.echo(f'{weights}  ← scenimefy finetune --source {weights} --anime FRAMES -o RUN')
 
 # %% ../nbs/15_cli.ipynb #exp-finetune
@@ -342,13 +349,14 @@ def finetune_command(
     out: _Out,
     source: Annotated[Optional[str], _network(
         'A StyleGAN that paints photos [lhq, tiny tiny; --resume: that of the run].')] = None,
-    resume: _Resume = False, preset: _Preset = None, device: _Device = 'auto', **flags):
+    resume: _Resume = False, backup: _Backup = None, preset: _Preset = None, device: _Device = 'auto',
+    **flags):
     "Stage 1: teach a StyleGAN of photos to paint anime; a code then gives a pair."
     from scenimefy.finetune import FinetuneSettings, finetune, source_of
-    cfg = _settings_for(FinetuneSettings, preset, flags, out if resume else None)
+    cfg = _settings_for(FinetuneSettings, preset, flags, out if resume else None, backup)
     if resume and not source: source = source_of(out).get('source')
     if not source: source, _ = _usual_networks(cfg.base)
-    weights = finetune(cfg, source, anime, out, resume=resume, device=device)
+    weights = finetune(cfg, source, anime, out, resume=resume, device=device, backup=backup)
     typer.echo(f'{weights}  ← scenimefy pairs --source {source} --target {weights} -o PAIRS')
 
 # %% ../nbs/15_cli.ipynb #exp-pairs

@@ -82,7 +82,10 @@ def _tries(device:str, dtype) -> str: # '' if it works, else why not
 def _format_finding(device:str, dtype:str, about:str) -> tuple: # (mark, name, value)
     "One number format on one device; only fp32 is indispensable."
     import torch
+    from scenimefy.core import bf16_note
     why = _tries(device, getattr(torch, dtype))
+    imitated = dtype == 'bfloat16' and bf16_note(device)
+    if imitated and not why: return _NOTE, device, f'{about}bf16 is only imitated here; fp32 is faster'
     if not why: return _FINE, device, f'{about}{_FORMATS[dtype]} works'
     return BROKEN if dtype == 'float32' else _NOTE, device, f'{about}{_FORMATS[dtype]} fails: {why}'
 

@@ -20,8 +20,8 @@ from .data import ImageSet
 from .losses import clip_distance, patch_nce, r1_penalty, softplus_critic, softplus_generator
 from .pretrain import lazy_adam
 from .priors import load_clip, load_perceptual
-from .runs import (CheckpointError, RunSettings, TrainingRun, descend, frozen, run_training,
-                            update_ema)
+from .runs import (CheckpointError, RunSettings, TrainingRun, descend, fetch_copy, frozen,
+                            run_training, update_ema)
 from .stylegan import (Discriminator, Generator, check_batch, draw_styles, generator_sizes,
                                 load_discriminator, load_stylegan, read_stylegan, save_stylegan)
 from .weights import WeightsError, find_weights, sha256_of
@@ -279,12 +279,14 @@ def finetune(cfg:FinetuneSettings, # the settings
              resume:bool=False,  # go on from the newest checkpoint in `run`
              on_step=None,       # called as on_step(step, n_steps, losses) after every logged step
              device:str='auto',  # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
-             priors:Priors=None  # judges of your own; None: those that `cfg` names
+             priors:Priors=None, # judges of your own; None: those that `cfg` names
+             backup=None         # a second folder, on another disk: a copy of the run after each save
             ) -> Path:           # RUN/anime.safetensors
     "Turn a generator of photos into one of anime. `Stopped` leaves a state to go on from."
     r = FinetuneRun(cfg, source, anime, run, device, priors)
+    if resume and r.main: fetch_copy(r.folder, backup)
     if resume: _check_source(r)
-    return run_training(r, resume, on_step, 'finetune')
+    return run_training(r, resume, on_step, 'finetune', backup)
 
 # %% ../nbs/07_finetune.ipynb #exp-table3
 TABLE_3 = {'full': {}, 'w/o FreezeG': dict(blocks=0), 'w/o perceptual': dict(lam_perc=0.),

@@ -225,7 +225,9 @@ def pretrain(cfg:PretrainSettings, # the settings
              on_step=None,       # called as on_step(step, n_steps, losses) after every logged step
              device:str='auto',  # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
              tokens=None,        # function from images to features (B,N,dim), if `lam_token` is used
-             start=None          # a StyleGAN file to go on from, of this size or a smaller one
+             start=None,         # a StyleGAN file to go on from, of this size or a smaller one
+             backup=None         # a second folder, on another disk: a copy of the run after each save
             ) -> Path:           # RUN/stylegan.safetensors
     "Train a StyleGAN2. `Stopped` leaves a state to resume, `Diverged` the checkpoints before it."
-    return run_training(PretrainRun(cfg, photos, run, device, tokens, start), resume, on_step, 'pretrain')
+    r = PretrainRun(cfg, photos, run, device, tokens, start)
+    return run_training(r, resume, on_step, 'pretrain', backup)

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['RunSettings', 'CheckpointError', 'state_tensors', 'restore', 'save_checkpoint', 'checkpoints', 'read_checkpoint',
            'Stopped', 'Diverged', 'History', 'read_history', 'one_at_a_time', 'descend', 'frozen', 'update_ema',
-           'write_png', 'stop_signals', 'Processes', 'TrainingRun', 'run_training']
+           'write_png', 'stop_signals', 'Processes', 'runs_folder', 'copy_run', 'fetch_copy', 'TrainingRun',
+           'run_training']
 
 # %% ../nbs/02b_runs.ipynb #exp-imports
-import contextlib, errno, hashlib, json, math, os, signal, threading, time, traceback, typing, warnings
+import contextlib, errno, hashlib, json, math, os, shutil, signal, threading, time
+import traceback, typing, warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -293,6 +295,46 @@ def _check_finite(tensors, r):
         raise Diverged(f'the training diverged by step {r.step}: {k} holds NaN or infinity; the newest '
                        f'checkpoint is older and whole. {r.advice}')
 
+# %% ../nbs/02b_runs.ipynb #exp-copy
+_DRIVE = Path('/content/drive/MyDrive')   # where Colab mounts Google Drive
+
+def runs_folder() -> Path:
+    "Where runs outlive this machine: a folder on a mounted Google Drive; ./runs if there is none."
+    return _DRIVE/'scenimefy' if _DRIVE.is_dir() else Path('runs')
+
+def copy_run(run, to):
+    "Bring the folder `to` up to date with a run. Each file is whole or absent; checkpoints come last."
+    run, to = Path(run), Path(to)
+    files = [p for p in run.rglob('*') if p.is_file() and not p.name.startswith('.')]
+    for file in sorted(files, key=lambda p: (p.parent.name == 'checkpoints', p)):
+        target = to/file.relative_to(run)
+        written_once = file.parent.name in ('checkpoints', 'samples')
+        if written_once and target.exists() and target.stat().st_size == file.stat().st_size: continue
+        with atomic_path(target) as tmp: shutil.copyfile(file, tmp)
+    names = {p.name for p in files}
+    for old in checkpoints(to):
+        if old.name not in names: old.unlink()
+
+# %% ../nbs/02b_runs.ipynb #exp-fetch
+def _last_step(run) -> str: # name of the newest checkpoint; '' if there is none
+    found = checkpoints(run)
+    return found[-1].name if found else ''
+
+def fetch_copy(run, backup # folder of its copy, or None
+              ):
+    "Bring a run back from its copy, if the copy has gone further: this machine may be a new one."
+    if backup and _last_step(backup) > _last_step(run): copy_run(backup, run)
+
+def _keep_copy(r):
+    "Copy a run to its second folder, if it has one; a disk that fails costs a warning."
+    if not (r.main and r.backup): return
+    try: copy_run(r.folder, r.backup)
+    except OSError as e: warnings.warn(f'no copy of the run in {r.backup}: {e}; the next save tries again')
+
+def _save(r):
+    r.save()
+    _keep_copy(r)
+
 # %% ../nbs/02b_runs.ipynb #exp-run
 class TrainingRun(Processes):
     "The state of one training. A stage sets `nets`, `optims`, `ema`, `sets`, `n_steps` and three methods."
@@ -409,8 +451,18 @@ def _died_young(r:TrainingRun) -> bool:
     kept = [p for p in (r.folder/'checkpoints').glob('[!.]*')]
     return 'settings.json' in names and names <= _RUN_FILES and not kept
 
+def _look_at_copy(r:TrainingRun, resume:bool):
+    "Bring a run back from its second folder, or make sure that a new one overwrites no copy."
+    if not r.backup: return
+    if resume and r.main: fetch_copy(r.folder, r.backup)
+    if not resume and checkpoints(r.backup):
+        raise UserError(f'{r.backup} already holds the copy of a run; '
+                        'add --resume to go on with it, or choose another folder')
+    r.accelerator.wait_for_everyone()
+
 def _begin_run(r:TrainingRun, resume:bool):
     "Load the state of an interrupted run, or make sure that a new one overwrites nothing."
+    _look_at_copy(r, resume)
     began = any((r.folder/f).exists() for f in ('settings.json', 'checkpoints', r.result))
     if _died_young(r):
         warnings.warn(f'the run in {r.folder} ended before its first checkpoint; it begins again')
@@ -444,7 +496,7 @@ def _rescued(r:TrainingRun):
         why = str(error) if isinstance(error, UserError) else _plain_words(error, r.folder)
         traceback.clear_frames(error.__traceback__)   # they hold the readers, who would wait there
         if r.step > r.saved:
-            with contextlib.suppress(UserError): r.save()
+            with contextlib.suppress(UserError): _save(r)
         left = 'nothing had been saved yet'
         if r.saved: left = f'the state after step {r.saved} is saved, go on with --resume'
         raise UserError(f'{why}; {left}') from error
@@ -469,12 +521,16 @@ _SAVE_SECONDS = 600  # at the latest after ten minutes, whatever `save_every` sa
 def run_training(r:TrainingRun,
                  resume:bool=False,  # go on from the newest checkpoint in the run's folder
                  on_step=None,       # called as on_step(step, n_steps, losses) after every logged step
-                 name:str='train'    # what the progress bar says
+                 name:str='train',   # what the progress bar says
+                 backup=None         # a second folder, on another disk: a copy of the run after each save
                 ) -> Path:           # the result
     "Take every step that is left. `UserError` says what failed, and whether the state is saved."
+    same = backup and Path(backup).resolve() == r.folder.resolve()
+    r.backup = Path(backup) if backup and not same else None
     with one_at_a_time(r.folder) if r.main else contextlib.nullcontext():
         _begin_run(r, resume)
         with _trackers(r), stop_signals() as arrived: _all_steps(r, arrived, on_step, name)
+        _keep_copy(r)   # the last picture is written after the last save
     return r.folder/r.result
 
 def _log_step(r:TrainingRun, losses:dict, history, bar, seconds:float):
@@ -507,7 +563,7 @@ def _all_steps(r:TrainingRun, arrived:list, on_step, name:str):
             late = time.perf_counter() - saved > _SAVE_SECONDS
             if stop or late or r.step % cfg.save_every == 0 or last:
                 _look_at(losses, r)
-                r.save()
+                _save(r)
                 saved = time.perf_counter()
             if r.main and (r.step % cfg.sample_every == 0 or last):
                 _look_at(losses, r)

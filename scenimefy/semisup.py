@@ -495,7 +495,9 @@ def train(cfg:SemisupSettings, # the settings
           resume:bool=False,   # go on from the newest checkpoint in `run`
           on_step=None,        # called as on_step(step, n_steps, losses) after every logged step
           device:str='auto',   # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
-          start=None           # a translator to begin from, as in `load_translator`; default: random weights
+          start=None,          # a translator to begin from, as in `load_translator`; default: random weights
+          backup=None          # a second folder, on another disk: a copy of the run after each save
          ) -> Path:            # RUN/translator.safetensors
     "Train a translator. `Stopped` leaves a state to resume, `Diverged` the checkpoints before it."
-    return run_training(Run(cfg, photos, anime, pairs, run, device, start), resume, on_step)
+    r = Run(cfg, photos, anime, pairs, run, device, start)
+    return run_training(r, resume, on_step, backup=backup)

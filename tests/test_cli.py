@@ -1,5 +1,5 @@
 "The command line: flags, exit statuses, and what a person reads when something goes wrong."
-import json, os, re, signal, subprocess, sys, time
+import json, os, re, shutil, signal, subprocess, sys, time
 from dataclasses import fields
 from pathlib import Path
 
@@ -232,6 +232,18 @@ def test_train_and_resume(folders, tmp_path):
     assert 'lr' in one_line(run('train', *folders, '-o', out, '--resume', '--lr', '0.01'), 2)
     assert 'preset' in one_line(run('train', *folders, '-o', out, '--resume', '--preset', 'colab'), 2)
     assert run('train', *folders, '-o', out, '--resume', '--preset', 'tiny', '--workers', '0').exit_code == 0
+
+def test_train_goes_on_from_a_copy(folders, tmp_path):
+    "The run's folder is gone with its machine; the copy knows the settings, too."
+    out, copy = tmp_path/'run', tmp_path/'copy'
+    first = run('train', *folders, '-o', out, '--backup', copy, *SMALL)
+    assert first.exit_code == 0, first.output
+    whole = read_history(out)
+    shutil.rmtree(out)
+    max((copy/'checkpoints').iterdir()).unlink()                                # as if killed after step 3
+    assert 'nothing to resume' in one_line(run('train', *folders, '-o', tmp_path/'none', '--resume'))
+    assert run('train', *folders, '-o', out, '--resume', '--backup', copy).exit_code == 0
+    assert read_history(out)['total'] == whole['total'] == read_history(copy)['total']
 
 def test_train_on_several_folders_with_a_content_term(folders, pictures, tmp_path):
     out, more = tmp_path/'run', tmp_path/'more'

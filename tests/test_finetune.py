@@ -1,5 +1,6 @@
 "Stage 1: what is trained, what both generators share, a life cut short, and what must be refused."
 import os
+import shutil
 import signal
 
 import pytest
@@ -362,6 +363,17 @@ def test_resumed_command_remembers_its_source(files, tmp_path, capsys):
     finetune(TOY.but(steps=1), source, files/'anime', tmp_path, device='cpu', priors=JUDGES)
     finetune_command(files/'anime', tmp_path, resume=True, device='cpu')
     assert f'--source {source.resolve()} ' in capsys.readouterr().out
+
+
+def test_resumed_copy_remembers_its_source(files, tmp_path):
+    "A run that is brought back from its copy refuses another source as the run itself would."
+    args = dict(anime=files/'anime', device='cpu', priors=JUDGES, backup=tmp_path/'copy')
+    finetune(TOY.but(steps=1), files/'source.safetensors', run=tmp_path/'run', **args)
+    shutil.rmtree(tmp_path/'run')
+    with pytest.raises(CheckpointError, match='began with another source'):
+        finetune(TOY.but(steps=2), 'tiny', run=tmp_path/'run', resume=True, **args)
+    finetune(TOY.but(steps=2), files/'source.safetensors', run=tmp_path/'run', resume=True, **args)
+    assert len(checkpoints(tmp_path/'copy')) == 2
 
 
 def test_refusals(files, tmp_path):

@@ -24,8 +24,9 @@ def test_wheel_holds_what_is_needed_and_nothing_else(wheel):
         names = z.namelist()
         (metadata,) = [z.read(n).decode() for n in names if n.endswith('METADATA')]
         (entries,) = [z.read(n).decode() for n in names if n.endswith('entry_points.txt')]
-    modules = {p.name for p in (ROOT/'scenimefy').glob('*.py')}
-    assert modules == {n.split('/')[1] for n in names if n.startswith('scenimefy/') and n.endswith('.py')}
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT/'scenimefy').rglob('*.py')}   # sub-packages too
+    assert modules == {n for n in names if n.startswith('scenimefy/') and n.endswith('.py')}
+    assert {f'{n.rpartition("/")[0]}/__init__.py' for n in modules} <= modules
     weights = {p.name for p in (ROOT/'scenimefy'/'weights').iterdir()}
     assert weights == {n.split('/')[-1] for n in names if n.startswith('scenimefy/weights/')}
     tables = {p.relative_to(ROOT).as_posix() for p in (ROOT/'scenimefy'/'results').rglob('*.*')}

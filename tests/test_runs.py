@@ -2,12 +2,14 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import types
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +21,8 @@ import scenimefy.runs as runs
 from scenimefy.core import SettingsError, UserError, opt, seeded
 from scenimefy.data import ImageSet
 from scenimefy.runs import (CheckpointError, Diverged, RunSettings, Stopped, TrainingRun, checkpoints,
-                            descend, read_checkpoint, read_history, _read_lines, restore, run_training,
-                            state_tensors, stop_signals, update_ema)
+                            copy_run, descend, fetch_copy, read_checkpoint, read_history, _read_lines,
+                            restore, run_training, runs_folder, state_tensors, stop_signals, update_ema)
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,9 @@ def photos(tmp_path_factory):
     return folder
 
 
-def life(photos, run, cfg=TOY, resume=False, on_step=None):
+def life(photos, run, cfg=TOY, resume=False, on_step=None, backup=None):
     r = LineRun(cfg, photos, run)
-    run_training(r, resume, on_step)
+    run_training(r, resume, on_step, backup=backup)
     return r
 
 
@@ -511,3 +513,120 @@ def test_another_number_of_processes(photos, tmp_path):
     r = LineRun(TOY, photos, tmp_path/'run')
     r.world_size = 2
     with pytest.raises(CheckpointError, match='1 processes and now has 2'): run_training(r, resume=True)
+
+
+# ---- a copy on another disk
+
+def test_runs_are_kept_on_a_mounted_drive(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, '_DRIVE', tmp_path/'MyDrive')
+    assert runs_folder() == Path('runs')
+    (tmp_path/'MyDrive').mkdir()
+    assert runs_folder() == tmp_path/'MyDrive'/'scenimefy'
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from test_runs import TOY, life
+def slowly(step, n_steps, losses):
+    print(step, flush=True)
+    if step == 7: time.sleep(600)
+life(Path({photos!r}), Path({run!r}), on_step=slowly, backup=Path({backup!r}))
+"""
+
+
+def test_a_machine_that_is_taken_away(photos, whole, tmp_path):
+    "SIGKILL in step 7, and the disk is lost: the copy holds step 6, and the run ends as if undisturbed."
+    local, copy = tmp_path/'machine'/'run', tmp_path/'drive'/'run'
+    places = dict(photos=str(photos), run=str(local), backup=str(copy))
+    code = KILLED.format(tests=str(Path(__file__).parent), **places)
+    process = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.DEVNULL)
+    try:
+        for line in process.stdout:
+            if line.strip() == '7': break
+    finally: process.kill()
+    process.wait()
+    assert process.returncode == -signal.SIGKILL and checkpoints(copy)[-1].name == 'step-00000006.safetensors'
+    shutil.rmtree(tmp_path/'machine')
+    r = life(photos, local, resume=True, backup=copy)
+    assert r.step == 9 and same(whole, local) and same(whole, copy)
+    assert [p.name for p in checkpoints(copy)] == [p.name for p in checkpoints(local)]
+
+
+def test_the_further_of_two_copies_wins(photos, whole, tmp_path):
+    "A machine that slept while another one went on takes the state of the other, and never the reverse."
+    first, second, copy = (tmp_path/name for name in ('first', 'second', 'copy'))
+    with pytest.raises(SystemError): life(photos, first, on_step=crash_at(5), backup=copy)
+    with pytest.raises(SystemError): life(photos, second, resume=True, on_step=crash_at(9), backup=copy)
+    assert checkpoints(first)[-1].name < checkpoints(copy)[-1].name
+    began = []
+    life(photos, first, resume=True, on_step=lambda step, *_: began.append(step), backup=copy)
+    assert began == [9] and same(whole, first)
+    for file in checkpoints(copy): file.unlink()
+    fetch_copy(first, copy)
+    assert len(checkpoints(first)) == 2 and same(whole, first)
+
+
+def test_a_new_run_does_not_write_over_a_copy(photos, tmp_path):
+    life(photos, tmp_path/'a', backup=tmp_path/'copy')
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in (tmp_path/'copy').rglob('*'))
+    with pytest.raises(UserError, match='already holds the copy of a run'):
+        life(photos, tmp_path/'b', backup=tmp_path/'copy')
+    assert before == sorted((p.name, p.stat().st_mtime_ns) for p in (tmp_path/'copy').rglob('*'))
+
+
+def test_a_drive_that_drops_out(photos, whole, tmp_path, monkeypatch):
+    "A copy that fails is a warning; the next save makes up for it."
+    failed, copyfile = [], shutil.copyfile
+    def sometimes(*args):
+        if len(failed) < 2:
+            failed.append(args)
+            raise OSError(errno.ENOTCONN, 'Transport endpoint is not connected')
+        return copyfile(*args)
+    monkeypatch.setattr(shutil, 'copyfile', sometimes)
+    with pytest.warns(UserWarning, match='the next save tries again'):
+        life(photos, tmp_path/'run', backup=tmp_path/'copy')
+    assert len(failed) == 2 and same(whole, tmp_path/'run') and same(whole, tmp_path/'copy')
+
+
+def test_a_copy_that_was_cut_off_is_no_run(photos, whole, tmp_path):
+    "The machine goes while the first checkpoint is copied: the log is there, and nothing to go on from."
+    run, copy = tmp_path/'run', tmp_path/'copy'
+    with pytest.raises(SystemError): life(photos, run, on_step=crash_at(4), backup=copy)
+    for file in checkpoints(copy): file.unlink()
+    shutil.rmtree(run)
+    with pytest.raises(CheckpointError, match='nothing to resume'):
+        life(photos, run, resume=True, backup=copy)
+    shutil.rmtree(run, ignore_errors=True)
+    life(photos, run, backup=copy)
+    assert same(whole, copy)
+
+
+def test_the_same_folder_twice_is_no_copy(photos, whole, tmp_path):
+    r = life(photos, tmp_path/'run', backup=tmp_path/'x'/'..'/'run')
+    assert r.backup is None and same(whole, tmp_path/'run')
+
+
+def test_what_is_copied(tmp_path, monkeypatch):
+    "Everything but hidden files; checkpoints last and once, the rest anew; dropped checkpoints go."
+    copied, copyfile = [], shutil.copyfile
+    def noted(file, to):
+        copied.append(file.name)
+        copyfile(file, to)
+    monkeypatch.setattr(shutil, 'copyfile', noted)
+    run, copy = tmp_path/'run', tmp_path/'copy'
+    for name in ('log.jsonl', '.lock', 'checkpoints/step-1.safetensors', 'checkpoints/.step-2.safetensors'):
+        (run/name).parent.mkdir(parents=True, exist_ok=True)
+        (run/name).write_text('first')
+    copy_run(run, copy)
+    assert {p.name for p in copy.rglob('*') if p.is_file()} == {'log.jsonl', 'step-1.safetensors'}
+    assert copied == ['log.jsonl', 'step-1.safetensors']
+    (run/'log.jsonl').write_text('later')
+    copy_run(run, copy)
+    assert copied[2:] == ['log.jsonl']
+    (run/'checkpoints'/'step-1.safetensors').rename(run/'checkpoints'/'step-3.safetensors')
+    copy_run(run, copy)
+    assert (copy/'log.jsonl').read_text() == 'later'
+    assert [p.name for p in checkpoints(copy)] == ['step-3.safetensors']
