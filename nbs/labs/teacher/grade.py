@@ -13,6 +13,7 @@ import csv
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -102,9 +103,11 @@ def make_autograder(asked, path, seconds):
             (tests/f"q{id.replace('.', '_')}.py").write_text(text, encoding='utf-8')
         needs = Path(folder)/'requirements.txt'
         needs.write_text(f"scenimefy=={version('scenimefy')}\n", encoding='utf-8')
-        command = [sys.executable, '-m', 'otter', 'generate', '-t', tests, '-o', path, '-r', needs, '--no-config',
-                   '--no-environment', HERE/'time_limit.py']
-        subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder)
+        shutil.copy(HERE/'time_limit.py', folder)
+        command = [sys.executable, '-m', 'otter', 'generate', '-t', 'tests', '-o', path, '-r', needs.name,
+                   '--no-config', '--no-environment', 'time_limit.py']
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    if done.returncode: raise SystemExit(f'otter generate failed:\n{done.stderr}')
 
 
 def copy_to_run(path, target, seconds, errors):
@@ -148,8 +151,9 @@ def grade_one(path, autograder, asked, seconds, minutes):
             return graded
         results = Path(folder)/'results.json'
         if results.exists(): read_results(results, graded)
-        else: graded.note = 'otter: ' + (done.stderr.strip().split('\n')[-1] or f'ended with {done.returncode}')
-        if errors.exists(): graded.note = '; '.join(json.loads(errors.read_text(encoding='utf-8'))[:3])
+        notes = json.loads(errors.read_text(encoding='utf-8'))[:3] if errors.exists() else []
+        if done.returncode: notes.append(f"otter: {done.stderr.strip().split(chr(10))[-1]}")
+        graded.note = '; '.join(notes)
     return graded
 
 
@@ -181,7 +185,7 @@ def checks_page(lab, everyone, asked):
     return page_html(f'Lab {lab}: checks', f'{len(everyone)} notebooks were run.', body + replies)
 
 
-def grade_checks(lab, folder, out, seconds=60, minutes=15):
+def grade_checks(lab, folder, out, seconds=120, minutes=15):
     "Run all notebooks of a folder; write checks.csv and checks.html."
     if not find_spec('otter'): raise SystemExit('otter-grader is missing: pip install "scenimefy[course]"')
     out = Path(out)
@@ -354,7 +358,7 @@ def main():
         command.add_argument('lab', help='number of the lab, or the path of its source')
         command.add_argument('folder', help='the notebooks, one for each student')
         command.add_argument('-o', '--out', required=True, metavar='FOLDER', help='where the results go')
-    commands.choices['checks'].add_argument('--seconds', type=int, default=60, help='limit for a cell')
+    commands.choices['checks'].add_argument('--seconds', type=int, default=120, help='limit for a cell')
     commands.choices['checks'].add_argument('--minutes', type=float, default=15, help='limit for a notebook')
     commands.choices['answers'].add_argument('--without-names', action='store_true')
     commands.add_parser('total', help='add up').add_argument('out')

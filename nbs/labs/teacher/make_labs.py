@@ -101,12 +101,15 @@ def solution_lines(code):
 def student_cell(cell):
     "A cell as a student gets it."
     cell = copy.deepcopy(cell)
+    cell['metadata'] = {key: value for key, value in cell['metadata'].items() if key == 'alt'}
     if cell['cell_type'] != 'code': return cell
     try: cell['source'] = strip_solution(cell['source'])
     except ValueError as e: raise ValueError(f"cell {cell['id']}: {e}") from None
     cell['execution_count'] = None
     about_answers = cell['id'].startswith(('ans-', 'check-')) or CALLS.search(cell['source'])
     if about_answers: cell['outputs'] = []
+    for output in cell['outputs']:
+        if 'execution_count' in output: output['execution_count'] = None
     return cell
 
 
@@ -133,8 +136,8 @@ def make_students(folder=LABS):
 # ---- slides
 
 LINES, WIDTH, PICTURE = 17, 85, 13        # what one slide holds; letters of a line; lines that a picture takes
-NEW_SLIDE = re.compile(r'^(title|q-|open-|quiz|recap)')
-LEFT_OUT = re.compile(r'^(install|setup|check-|write-|widget-|hand-in|test-)')
+NEW_SLIDE = re.compile(r'^(title$|q-\d|open-\d|quiz$|recap$)')
+LEFT_OUT = re.compile(r'^(install$|setup$|check-|write-|widget-|test-)')
 
 
 def height(cell, code_shown):
@@ -184,7 +187,7 @@ def slides_notebook(nb):
 
 
 def slides_html(nb):
-    "The page of the slides."
+    "The page of the slides. The browser that shows it loads reveal.js, require.js and MathJax from the network."
     import nbformat
     from nbconvert import SlidesExporter
     from traitlets.config import Config

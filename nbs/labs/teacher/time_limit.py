@@ -48,10 +48,11 @@ class Watch:
 
 def judged(id, expression, names, seconds):
     "(Is it right, what to say): an answer is an expression over the names of the student's notebook."
-    from scenimefy.labs import find_exercise, judge
     limit = TimeLimit(seconds)
     limit.start()
-    try: verdict = judge(find_exercise(id), eval(expression, dict(names)))
+    try:
+        from scenimefy.labs import find_exercise, judge
+        verdict = judge(find_exercise(id), eval(expression, dict(names)))
     except KeyboardInterrupt: return False, f'✗ {id}: stopped after {seconds} s'
     except Exception as e: return False, f'✗ {id}: {type(e).__name__}: {e}'
     finally: limit.stop()
