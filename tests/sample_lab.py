@@ -53,7 +53,7 @@ ANSWER_3 = '''def my_softmax(x, tau):
         # END SOLUTION'''
 RUBRIC = 'Rubric (3 points): 1 for a number, 2 for the reason.\n\n*In class:* some say "smaller".'
 CELLS = [
-    ('title', '# Lab 99 · A sample\n> For tests only.\n\n| minutes | you need |\n|---|---|\n| 45–60 | a kernel |'),
+    ('title', '# Lab 99 · A sample\n> For tests only.\n\n| | |\n|---|---|\n| time | 45–60 minutes |'),
     ('install', '#| eval: false\n# generated'),
     ('setup', SETUP),
     ('sky-md', '## The sky\nA picture, and a number. The derivation is in [06](../06_losses.ipynb).'),

@@ -251,9 +251,8 @@ def cell_name(cell):
 
 def written_answer(nb, question, released):
     "What stands between a question and the next cell that everybody has: the answer, in one cell or several."
-    own = f'write-{question.id}'
-    others = [cell for cell in released if cell['id'] != own]
-    ids, texts = {cell['id'] for cell in others}, {cell['source'].strip() for cell in others}
+    ids = {cell['id'] for cell in released} - {f'write-{question.id}'}
+    texts = {cell['source'].strip() for cell in released if not cell['id'].startswith('write-')}
     asked, parts, below = question.cell, [], False
     for cell in nb.cells:
         name, text = cell_name(cell), cell.source.strip()

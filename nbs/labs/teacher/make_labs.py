@@ -135,7 +135,7 @@ def make_students(folder=LABS):
 
 # ---- slides
 
-LINES, WIDTH, PICTURE = 17, 85, 13        # what one slide holds; letters of a line; lines that a picture takes
+LINES, WIDTH, PICTURE = 20, 110, 14       # what one slide holds; letters of a line; lines that a picture takes
 NEW_SLIDE = re.compile(r'^(title$|q-\d|open-\d|quiz$|recap$)')
 LEFT_OUT = re.compile(r'^(install$|setup$|check-|write-|widget-|test-)')
 
@@ -196,6 +196,7 @@ def slides_html(nb):
     config.TagRemovePreprocessor.remove_input_tags = {'hide-code'}
     config.SlidesExporter.reveal_scroll = True          # a slide that is too long can be scrolled
     config.SlidesExporter.reveal_number = 'c/t'
+    config.SlidesExporter.reveal_width, config.SlidesExporter.reveal_height = '1280', '720'
     config.SlidesExporter.exclude_input_prompt = config.SlidesExporter.exclude_output_prompt = True
     page, _ = SlidesExporter(config=config).from_notebook_node(nbformat.reads(notebook_text(nb), 4))
     return page
@@ -234,9 +235,8 @@ def measure():
 
 def minutes_said(nb):
     "The minutes of a student's time, as the title cell says them."
-    found = re.search(r'(\d+(?:\s*(?:–|-|to)\s*\d+)?)\s*min|minutes\W{0,9}(\d+(?:\s*(?:–|-|to)\s*\d+)?)',
-                      nb['cells'][0]['source'], re.I)
-    return next(text for text in found.groups() if text) if found else '?'
+    found = re.search(r'(\d+(?:\s*(?:–|-|to)\s*\d+)?)\s*min', nb['cells'][0]['source'])
+    return found[1] if found else '?'
 
 
 def table_row(path, times):
