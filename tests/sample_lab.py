@@ -21,13 +21,14 @@ def scaled(x, tau): return (x/tau).softmax(-1)
 def no_temperature(x, tau): return x.softmax(-1)
 def multiplied(x, tau): return (x*tau).softmax(-1)
 def square_cases(): return [(torch.arange(float(n*n)).view(n, n) + 1,) for n in (2, 3, 4)]
-def softmax_cases(): return [(torch.arange(float(n)).view(1, n), tau) for n, tau in ((2, .5), (3, .07), (4, 2.))]
+def numbers(n): return torch.arange(float(n)).view(1, n)
+def softmax_cases(): return [(numbers(2), .5), (numbers(3), .07), (numbers(4), 2.)]
 
 
 HINTS = 'Look at the shape.', 'It is one line.'
 EXERCISES = collect(
     Exercise('99.1', 'the share of the sky', .25, hints=HINTS,
-             mistakes=(Mistake('That is a percentage. Divide by 100.', 25.), Mistake('Of 16, not of 4.', 1.))),
+             mistakes=(Mistake('That is a percentage.', 25.), Mistake('Of 16, not of 4.', 1.))),
     Exercise('99.2', 'the mean square', mean_square, cases=square_cases, gradients=(0,), hints=HINTS,
              mistakes=(Mistake('You added. Take the mean.', sum_square),
                        Mistake('You averaged over the first axis.', wrong_axis))),

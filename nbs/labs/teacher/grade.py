@@ -1,7 +1,7 @@
 """Grades notebooks that were handed in: one folder with a notebook per student, each named after its student.
 
     python nbs/labs/teacher/grade.py checks 2 handed_in -o graded     # run them: checks.csv, checks.html
-    python nbs/labs/teacher/grade.py answers 2 handed_in -o graded    # written answers: answers.html, points.csv
+    python nbs/labs/teacher/grade.py answers 2 handed_in -o graded    # read them: answers.html, points.csv
     python nbs/labs/teacher/grade.py total graded                     # both together: totals.csv
 
 `checks` executes what students wrote, with your rights, on this machine; README.md says how to avoid that.
@@ -175,7 +175,8 @@ def checks_page(lab, everyone, asked):
     "The class as a table, then what was said about each exercise."
     signs = [[g.student, *(says[0] for says in g.says.values()), f'{sum(g.points.values())} of {len(asked)}']
              for g in everyone]
-    body = section_html('The class', '✓ right, ✗ wrong, … not answered', table_html(signs, ['student', *asked, 'points']))
+    table = table_html(signs, ['student', *asked, 'points'])
+    body = section_html('The class', '✓ right, ✗ wrong, … not answered', table)
     notes = [(g.student, g.note) for g in everyone if g.note]
     for student, text in notes: body += note_html(student, text)
     replies = Markup('')
@@ -196,8 +197,8 @@ def grade_checks(lab, folder, out, seconds=120, minutes=15):
     for student, path in handed_in(folder).items():
         graded = grade_one(path, autograder, asked, seconds, minutes)
         everyone.append(graded)
-        signs = ' '.join(says[0] for says in graded.says.values())
-        print(f'{student:16} {signs}  {sum(graded.points.values())} of {len(asked)}  {graded.note}', flush=True)
+        signs, points = ' '.join(says[0] for says in graded.says.values()), sum(graded.points.values())
+        print(f'{student:16} {signs}  {points} of {len(asked)}  {graded.note}', flush=True)
     write_csv(out/'checks.csv', checks_table(everyone, asked))
     (out/'checks.html').write_text(checks_page(lab, everyone, asked), encoding='utf-8')
     return everyone
@@ -209,8 +210,8 @@ STYLE = Markup('''<style>
 .ask{display:grid;grid-template-columns:minmax(0,2fr) minmax(0,3fr);gap:28px;align-items:start}
 .ask>div:first-child{position:sticky;top:16px;font-size:.95rem}
 .rubric{border-left:4px solid var(--hot);padding:1px 16px;background:var(--card);border-radius:0 14px 14px 0}
-.answer{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:10px 16px;margin:0 0 14px;
-display:flex;gap:16px;justify-content:space-between;break-inside:avoid}
+.answer{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:10px 16px;
+margin:0 0 14px;display:flex;gap:16px;justify-content:space-between;break-inside:avoid}
 .answer .who{color:var(--soft);font-size:.85rem}
 .answer .text{white-space:pre-wrap;overflow-wrap:anywhere}
 .answer .none{color:var(--soft);font-style:italic}
@@ -274,9 +275,10 @@ def rendered(markdown):
 
 
 def answer_html(row, who, text, points):
-    shown = Markup('<div class="text">{}</div>').format(text) if text else Markup('<div class="none">nothing</div>')
+    shown = Markup('<div class="{}">{}</div>').format('text' if text else 'none', text or 'nothing')
     box = Markup('<div class="box">row {}<i></i>of {}</div>').format(row, points)
-    return Markup('<div class="answer"><div><div class="who">{}</div>{}</div>{}</div>').format(who, shown, box)
+    left = Markup('<div><div class="who">{}</div>{}</div>').format(who, shown)
+    return Markup('<div class="answer">{}{}</div>').format(left, box)
 
 
 def question_html(question, answers):
@@ -310,11 +312,11 @@ def collect_answers(lab, folder, out, without_names=False):
         answers, number = [], question.id.replace('-', '.')
         for student in sorted(everyone, key=lambda s: shown[s]):
             who = shown[student]
-            old = before.get((who, number), {})
-            rows.append([len(rows), who, number, old.get('points', ''), question.points, old.get('comment', '')])
+            old = before.get((who, number), {'points': '', 'comment': ''})
+            rows.append([len(rows), who, number, old['points'], question.points, old['comment']])
             answers.append((len(rows) - 1, who, written_answer(everyone[student], question, released)))
         body += question_html(question, answers)
-    lead = 'One question after the other. Write the points into points.csv: the row has the number of the box.'
+    lead = 'One question after the other. Write points into points.csv: the row has the number of the box.'
     (out/'answers.html').write_text(page_html(f'Lab {lab}: written answers', lead, body), encoding='utf-8')
     write_csv(out/'points.csv', rows)
     if without_names: write_csv(out/'names.csv', [['code', 'student'], *((c, s) for s, c in shown.items())])
@@ -362,7 +364,8 @@ def main():
     commands.choices['answers'].add_argument('--without-names', action='store_true')
     commands.add_parser('total', help='add up').add_argument('out')
     asked = parser.parse_args()
-    if asked.command == 'checks': grade_checks(asked.lab, asked.folder, asked.out, asked.seconds, asked.minutes)
+    if asked.command == 'checks':
+        grade_checks(asked.lab, asked.folder, asked.out, asked.seconds, asked.minutes)
     if asked.command == 'answers': collect_answers(asked.lab, asked.folder, asked.out, asked.without_names)
     if asked.command == 'total': total(asked.out)
 

@@ -21,12 +21,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 LABS = HERE.parent
 BEGIN, END, MARK = '# BEGIN SOLUTION', '# END SOLUTION', '# SOLUTION'
-CALLS = re.compile(r'^(check|hint|progress)\(', re.M)      # what these print is about the teacher's own answers
+CALLS = re.compile(r'^(check|hint|progress)\(', re.M)      # these print about the teacher's own answers
 
 HAND_IN = """## Hand in
 
-Save the notebook, then download it as a file that ends in `.ipynb` (Colab: *File → Download → Download .ipynb*;
-JupyterLab: *File → Download*). Give the file your name, such as `ada.ipynb`. Do not delete the cells with the
+Save the notebook, then download it as a file that ends in `.ipynb` (Colab: *File → Download → Download
+.ipynb*; JupyterLab: *File → Download*). Give the file your name, such as `ada.ipynb`. Do not delete the cells with the
 questions: your written answers are found below them."""
 
 
@@ -67,10 +67,11 @@ def open_line(line):
     assignment = re.sub(r'^return\b', 'answer =', code.strip())
     try: (node,) = ast.parse(assignment).body
     except (SyntaxError, ValueError): raise ValueError(f'not one whole statement: {line.strip()!r}') from None
-    one_name = isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)
-    if not one_name: raise ValueError(f'write name = value or return value: {line.strip()!r}')
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    if len(targets) != 1 or not isinstance(targets[0], ast.Name):
+        raise ValueError(f'write name = value or return value: {line.strip()!r}')
     if assignment != code.strip(): return f'{space}return ...'
-    return f'{space}{node.targets[0].id} = ...'
+    return f'{space}{targets[0].id} = ...'
 
 
 def strip_solution(code):
@@ -135,7 +136,7 @@ def make_students(folder=LABS):
 
 # ---- slides
 
-LINES, WIDTH, PICTURE = 20, 110, 14       # what one slide holds; letters of a line; lines that a picture takes
+LINES, WIDTH, PICTURE = 20, 110, 14       # a slide holds so many; letters of a line; lines of a picture
 NEW_SLIDE = re.compile(r'^(title$|q-\d|open-\d|quiz$|recap$)')
 LEFT_OUT = re.compile(r'^(install$|setup$|check-|write-|widget-|test-)')
 
@@ -187,7 +188,7 @@ def slides_notebook(nb):
 
 
 def slides_html(nb):
-    "The page of the slides. The browser that shows it loads reveal.js, require.js and MathJax from the network."
+    "The page of the slides. Its browser loads reveal.js, require.js and MathJax from the network."
     import nbformat
     from nbconvert import SlidesExporter
     from traitlets.config import Config

@@ -26,7 +26,8 @@ class Watch:
 
     def __init__(self, seconds, file):
         from IPython import get_ipython
-        self.limit, self.file, self.events, self.errors = TimeLimit(seconds), Path(file), get_ipython().events, []
+        self.limit, self.file, self.errors = TimeLimit(seconds), Path(file), []
+        self.events = get_ipython().events
         self.events.register('pre_run_cell', self.limit.start)
         self.events.register('post_run_cell', self.after)
 
