@@ -45,8 +45,9 @@ def test_answer(env):
 # ---- what a lab asks for
 
 def source_of(lab):
-    "The source of a lab: its number, or the path of a notebook."
-    path = HERE/f'lab{lab}.ipynb' if str(lab).isdigit() else Path(lab)
+    "The source of a lab: its number, `project`, or the path of a notebook."
+    name = f'lab{lab}' if str(lab).isdigit() else lab
+    path = Path(lab) if str(lab).endswith('.ipynb') else HERE/f'{name}.ipynb'
     if not path.exists(): raise SystemExit(f'there is no {path}')
     return read_notebook(path)
 
@@ -55,7 +56,7 @@ def questions_with_checks(source):
     "{id: the expression that is checked}, from the cells `check('2.3', answer)`."
     found = {}
     for cell in source['cells']:
-        if not cell['id'].startswith('check-'): continue
+        if cell['cell_type'] != 'code' or not cell['id'].startswith('check-'): continue
         for node in ast.walk(ast.parse(cell['source'])):
             if not isinstance(node, ast.Call) or getattr(node.func, 'id', '') != 'check': continue
             found[ast.literal_eval(node.args[0])] = ast.unparse(node.args[1])
@@ -241,7 +242,7 @@ def open_questions(source):
         if cell is None: raise ValueError(f'{id} has no question open-{number}')
         rubric = cells.get(f'teach-{number}', {}).get('source', '')
         points = re.search(r'(\d+) points?', rubric)
-        found.append(Question(number, cell, rubric, int(points[1]) if points else 2))
+        found.append(Question(number, cell, rubric, int(points[1]) if points else 4))
     return found
 
 
@@ -356,7 +357,7 @@ def main():
     commands = parser.add_subparsers(dest='command', required=True)
     for name, text in (('checks', 'run the notebooks'), ('answers', 'collect the written answers')):
         command = commands.add_parser(name, help=text)
-        command.add_argument('lab', help='number of the lab, or the path of its source')
+        command.add_argument('lab', help='number of the lab, `project`, or the path of a source')
         command.add_argument('folder', help='the notebooks, one for each student')
         command.add_argument('-o', '--out', required=True, metavar='FOLDER', help='where the results go')
     commands.choices['checks'].add_argument('--seconds', type=int, default=120, help='limit for a cell')

@@ -1,6 +1,6 @@
 """The students' notebooks, the slides and the table of the labs, made from the sources in this folder.
 
-    python nbs/labs/teacher/make_labs.py                    # nbs/labs/labN.ipynb from every labN.ipynb here
+    python nbs/labs/teacher/make_labs.py                    # nbs/labs/*.ipynb from every notebook here
     python nbs/labs/teacher/make_labs.py --slides _slides   # slides of every lab into a folder
     python nbs/labs/teacher/make_labs.py --time             # run every lab, write times.json
     python nbs/labs/teacher/make_labs.py --table            # the table in README.md
@@ -33,11 +33,8 @@ questions: your written answers are found below them."""
 # ---- reading and writing, in the form that nbdev_clean writes, so that it changes nothing later
 
 def sources():
-    "The labs of this folder, in order."
-    return sorted(HERE.glob('lab[0-9]*.ipynb'))
-
-
-def lab_number(path): return int(re.search(r'\d+', Path(path).stem)[0])
+    "The labs of this folder in order, then the project."
+    return sorted(HERE.glob('*.ipynb'))
 
 
 def read_notebook(path):
@@ -137,7 +134,7 @@ def make_students(folder=LABS):
 # ---- slides
 
 LINES, WIDTH, PICTURE = 20, 110, 14       # a slide holds so many; letters of a line; lines of a picture
-NEW_SLIDE = re.compile(r'^(title$|q-\d|open-\d|quiz$|recap$)')
+NEW_SLIDE = re.compile(r'^(title$|q-[\dP]|open-[\dP]|quiz$|recap$)')
 LEFT_OUT = re.compile(r'^(install$|setup$|check-|write-|widget-|test-)')
 
 
