@@ -386,7 +386,7 @@ def test_written_answers_on_one_page(tmp_path):
     page, rows = (out/'answers.html').read_text(encoding='utf-8'), grade.read_csv(out/'points.csv')
     found = [(row['student'], row['question'], row['of']) for row in rows]
     assert found[:3] == [('ada', '99.4', '3'), ('ben', '99.4', '3'), ('cleo', '99.4', '3')]
-    assert found[3:] == [('ada', '99.5', '2'), ('ben', '99.5', '2'), ('cleo', '99.5', '2')]
+    assert found[3:] == [('ada', '99.5', '4'), ('ben', '99.5', '4'), ('cleo', '99.5', '4')]
     assert 'Larger is sharper.' in page and '1 for a number' in page and '&lt;b&gt;attention' in page
     assert page.index('It flattens') < page.index('99.5') and page.count('nothing') == 2
 
