@@ -337,7 +337,7 @@ def test_what_otter_says_becomes_points(tmp_path):
     grade.read_results(file, graded)
     assert graded.points == {'99.1': 1, '99.2': 0}
     assert graded.says == {'99.1': '✓', '99.2': '✗ 99.2: You added.'}
-    page = grade.checks_page(99, [graded], graded.points)
+    page = grade.checks_page('Lab 99', [graded], graded.points)
     assert 'You added.' in page and 'eva' in page
 
 

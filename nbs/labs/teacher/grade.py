@@ -11,6 +11,7 @@ import argparse
 import ast
 import csv
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -52,6 +53,9 @@ def source_of(lab):
     return read_notebook(path)
 
 
+def title_of(source): return re.match(r'# (.+)', source['cells'][0]['source'])[1]
+
+
 def questions_with_checks(source):
     "{id: the expression that is checked}, from the cells `check('2.3', answer)`."
     found = {}
@@ -80,7 +84,7 @@ def read_csv(path):
     if not Path(path).exists(): return []
     text = Path(path).read_text(encoding='utf-8-sig')
     mark = ';' if text.split('\n')[0].count(';') > text.split('\n')[0].count(',') else ','
-    return list(csv.DictReader(text.splitlines(), delimiter=mark))
+    return list(csv.DictReader(io.StringIO(text, newline=''), delimiter=mark))
 
 
 # ---- by machine: the checks
@@ -172,7 +176,7 @@ def common_replies(everyone, id):
             for says, number in found.most_common()]
 
 
-def checks_page(lab, everyone, asked):
+def checks_page(title, everyone, asked):
     "The class as a table, then what was said about each exercise."
     signs = [[g.student, *(says[0] for says in g.says.values()), f'{sum(g.points.values())} of {len(asked)}']
              for g in everyone]
@@ -184,7 +188,7 @@ def checks_page(lab, everyone, asked):
     for id in asked:
         replies += section_html(f'Exercise {id}', 'What check said, and to how many.',
                                 table_html(common_replies(everyone, id), ['reply', 'students']))
-    return page_html(f'Lab {lab}: checks', f'{len(everyone)} notebooks were run.', body + replies)
+    return page_html(title, f'Checks: {len(everyone)} notebooks were run.', body + replies)
 
 
 def grade_checks(lab, folder, out, seconds=120, minutes=15):
@@ -192,7 +196,8 @@ def grade_checks(lab, folder, out, seconds=120, minutes=15):
     if not find_spec('otter'): raise SystemExit('otter-grader is missing: pip install "scenimefy[course]"')
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    asked, autograder = questions_with_checks(source_of(lab)), (out/'autograder.zip').resolve()
+    source, autograder = source_of(lab), (out/'autograder.zip').resolve()
+    asked = questions_with_checks(source)
     make_autograder(asked, autograder, seconds)
     everyone = []
     for student, path in handed_in(folder).items():
@@ -201,7 +206,7 @@ def grade_checks(lab, folder, out, seconds=120, minutes=15):
         signs, points = ' '.join(says[0] for says in graded.says.values()), sum(graded.points.values())
         print(f'{student:16} {signs}  {points} of {len(asked)}  {graded.note}', flush=True)
     write_csv(out/'checks.csv', checks_table(everyone, asked))
-    (out/'checks.html').write_text(checks_page(lab, everyone, asked), encoding='utf-8')
+    (out/'checks.html').write_text(checks_page(title_of(source), everyone, asked), encoding='utf-8')
     return everyone
 
 
@@ -317,8 +322,8 @@ def collect_answers(lab, folder, out, without_names=False):
             rows.append([len(rows), who, number, old['points'], question.points, old['comment']])
             answers.append((len(rows) - 1, who, written_answer(everyone[student], question, released)))
         body += question_html(question, answers)
-    lead = 'One question after the other. Write points into points.csv: the row has the number of the box.'
-    (out/'answers.html').write_text(page_html(f'Lab {lab}: written answers', lead, body), encoding='utf-8')
+    lead = 'Written answers. Points go into points.csv, into the row that stands above the box.'
+    (out/'answers.html').write_text(page_html(title_of(source), lead, body), encoding='utf-8')
     write_csv(out/'points.csv', rows)
     if without_names: write_csv(out/'names.csv', [['code', 'student'], *((c, s) for s, c in shown.items())])
     print(f'{out/"answers.html"}: {len(rows) - 1} answers of {len(everyone)} students')
