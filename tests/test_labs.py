@@ -18,6 +18,7 @@ import grade
 import make_labs
 import sample_lab
 import time_limit
+from run_notebooks import figures
 from scenimefy import labs
 from scenimefy.core import UserError
 
@@ -239,6 +240,40 @@ def test_a_lab_asks_what_its_answers_know(path):
     assert {'quiz', 'teach-quiz'} <= set(cells) and make_labs.minutes_said(nb) != '?'
 
 
+@source
+def test_cells_of_a_lab_are_short_and_named(path):
+    cells = make_labs.read_notebook(path)['cells']
+    ids = [cell['id'] for cell in cells]
+    assert len(ids) == len(set(ids)) and not [id for id in ids if re.fullmatch('[0-9a-f]{8}(-.*)?', id)]
+    for cell in cells:
+        lines = cell['source'].split('\n')
+        if cell['cell_type'] != 'code': continue
+        assert len(lines) <= 40 and max(len(line) for line in lines) <= 110, cell['id']
+
+
+@source
+def test_figures_of_a_lab_are_described(path):
+    for cell in nbformat.read(path, 4).cells:
+        shown, texts = figures(cell), list(cell.metadata.get('alt', []))
+        assert texts == [output.metadata.get(kind, {}).get('alt', '') for output, kind in shown], cell.id
+        assert all(20 <= len(text) <= 400 for text in texts), cell.id
+        assert not [output for output in cell.get('outputs', []) if output.output_type == 'error'], cell.id
+
+
+@source
+def test_links_of_a_lab_lead_somewhere(path):
+    text = '\n'.join(cell['source'] for cell in make_labs.read_notebook(path)['cells'])
+    links = re.findall(r'\]\(((?!http|#|attachment)[^)\s]+)\)', text)
+    missing = [link for link in links if not (make_labs.LABS/link.split('#')[0]).exists()]
+    assert links and not missing
+    assert not re.findall(r'/(?:root|work|home|tmp)/[A-Za-z0-9._-]+', path.read_text(encoding='utf-8'))
+
+
+@pytest.mark.parametrize('path', sorted(TEACHER.glob('*.py')), ids=lambda p: p.name)
+def test_lines_of_the_kit_are_short(path):
+    assert max(len(line) for line in path.read_text(encoding='utf-8').split('\n')) <= 110
+
+
 @pytest.mark.twice
 @source
 def test_a_students_notebook_runs_twice_with_nothing_filled_in(path):
@@ -254,7 +289,7 @@ def test_slides_hold_the_lab_and_hide_its_solutions(tmp_path):
     kinds = {cell['id']: cell['metadata']['slideshow']['slide_type'] for cell in nb['cells']}
     assert {kinds[id] for id in ('title', 'sky-md', 'q-99-1', 'open-99-4', 'quiz', 'recap')} == {'slide'}
     assert kinds['teach-99-4'] == kinds['note-ans-99-2'] == 'notes' and kinds['ans-99-2'] == '-'
-    assert not {'install', 'setup', 'check-99-1', 'write-99-4'} & set(kinds)
+    assert not {'install', 'setup', 'check-99-1', 'write-99-4', 'progress-99'} & set(kinds)
     shown = [cell['source'] for cell in nb['cells'] if kinds[cell['id']] != 'notes']
     assert 'squares_of_all' not in ''.join(shown) and 'squares_of_all' in by_id(nb)['note-ans-99-2']['source']
 

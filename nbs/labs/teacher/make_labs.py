@@ -12,6 +12,7 @@ import ast
 import copy
 import importlib
 import json
+import os
 import platform
 import re
 import sys
@@ -135,7 +136,7 @@ def make_students(folder=LABS):
 
 LINES, WIDTH, PICTURE = 20, 110, 14       # a slide holds so many; letters of a line; lines of a picture
 NEW_SLIDE = re.compile(r'^(title$|q-[\dP]|open-[\dP]|quiz$|recap$)')
-LEFT_OUT = re.compile(r'^(install$|setup$|check-|write-|widget-|test-)')
+LEFT_OUT = re.compile(r'^(install$|setup$|check-|write-|widget-|test-|(try-)?progress)')
 
 
 def height(cell, code_shown):
@@ -178,6 +179,7 @@ def slides_notebook(nb):
         lines = height(shown, code_shown)
         kind = slide_kind(cell, used, lines)
         used = lines if kind != '-' else used + lines
+        if cell['id'].startswith('ans-'): used = LINES          # what comes after an exercise must not be seen yet
         shown['metadata'] = {'slideshow': {'slide_type': kind}, 'tags': [] if code_shown else ['hide-code']}
         cells.append(shown)
         if cell['id'].startswith('ans-'): cells.append(solution_note(cell))
@@ -217,7 +219,8 @@ TABLE = re.compile(r'(<!-- table -->\n).*?(<!-- end of table -->)', re.S)
 
 def measure():
     "Run every lab once, and note how long the machine took."
-    sys.path.insert(0, str(HERE.parents[2]/'tests'))
+    os.chdir(HERE.parents[2])                          # where settings.ini is
+    sys.path.insert(0, 'tests')
     import nbformat
     from run_notebooks import execute
     file = HERE/'times.json'
