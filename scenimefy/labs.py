@@ -194,19 +194,20 @@ def collect(*found) -> dict: # {id: Exercise}
 
 # %% ../nbs/13_labs.ipynb #exp-progress
 _RECORD = 'progress.json'   # in the folder where the notebook runs
+_NEW = dict(tries=0, hints=0, right=False)
 
 def read_progress() -> dict: # {id: {'tries', 'hints', 'right'}}
     "What was tried so far in this folder; {} if there is no record, or if it cannot be read."
     try: found = json.loads(Path(_RECORD).read_text(encoding='utf8'))
     except (OSError, ValueError): return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict): return {}
+    return {id: _NEW | entry for id, entry in found.items() if isinstance(entry, dict)}
 
 def _record(id:str, tries:int=0, hints:int=0, right:bool=False) -> dict: # the new entry
     "Add to the entry of one exercise."
     everything = read_progress()
-    old = everything.get(id, {})
-    everything[id] = dict(tries=old.get('tries', 0) + tries, hints=old.get('hints', 0) + hints,
-                          right=old.get('right', False) or right)
+    old = everything.get(id, _NEW)
+    everything[id] = dict(tries=old['tries'] + tries, hints=old['hints'] + hints, right=old['right'] or right)
     try:
         with atomic_path(_RECORD) as tmp: tmp.write_text(json.dumps(everything, indent=1), encoding='utf8')
     except OSError as e: print(f'progress was not kept: {e.strerror}')
@@ -252,10 +253,10 @@ def hint(id:str): # lab and number, such as '2.3'
 def progress(lab:int # 1 to 6
             ):
     "What is solved in one lab, as a table."
-    done, new = read_progress(), dict(tries=0, hints=0, right=False)
+    done = read_progress()
     lines = ['| exercise | | tries | hints |', '|---|---|---:|---:|']
     for id, exercise in exercises(lab).items():
-        entry = done.get(id, new)
+        entry = done.get(id, _NEW)
         state = 'solved' if entry['right'] else 'tried' if entry['tries'] else 'open'
         lines.append(f"| {id} {exercise.title} | {state} | {entry['tries']} | {entry['hints']} |")
     _show(_Text('\n'.join(lines)))
