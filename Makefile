@@ -1,5 +1,5 @@
 # What a contributor types. Library code is written in nbs/ and exported from there.
-.PHONY: export run test check clean readme wheel
+.PHONY: export run test check clean readme wheel site
 NB ?= nbs/*.ipynb
 
 export:        ## notebooks → scenimefy/*.py
@@ -21,6 +21,9 @@ clean:         ## drop metadata that only makes diffs
 
 readme:        ## README.md from nbs/index.ipynb
 	python tests/make_readme.py
+
+site:          ## the course as pages in _docs/html; needs pip install -e ".[site]"
+	python site/book.py
 
 wheel:
 	python -m build

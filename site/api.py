@@ -292,8 +292,7 @@ def page(module, entries) -> str: # markdown
     name = f'scenimefy.{module.name}'
     parts = [f'# {name}', f'{FENCE}{{py:module}} {name}\n{FENCE}', paragraphs(module.text),
              f'Written in the notebook <a href="../{module.notebook}.html">{module.notebook}.ipynb</a>.']
-    for item in items(module):
-        parts += [f'## {item.name}', block(item, name, entry=entries.get((module.name, item.name)))]
+    parts += [block(item, name, entry=entries.get((module.name, item.name))) for item in items(module)]
     return '\n\n'.join(parts) + '\n'
 
 
@@ -318,8 +317,8 @@ def index_page(found, entries) -> str: # markdown
     front = [f'<a href="{home}.html#scenimefy.{home}.{name}"><code>{name}</code></a>'
              for home, name in entries if home != name]
     front += [f'<a href="{home}.html"><code>{name}</code></a>' for home, name in entries if home == name]
-    lines = ['# Reference', 'Read from the code and from the comments behind the arguments. Each name leads to the '
-             'cell of the notebook that defines it and explains why it is as it is.',
+    lines = ['# Reference', 'Read from the code and from the comments behind the arguments. Each name leads '
+             'to the cell of the notebook that defines it and explains why it is as it is.',
              '## What `import scenimefy` offers', ' · '.join(front), '## Modules',
              '| module | what is inside | names |\n|---|---|---|']
     rows = [f'| [scenimefy.{m.name}]({m.name}.md) | {plain(m.text)} | {len(m.public)} |' for m in found]

@@ -3,11 +3,13 @@ fetched: the outputs shown are those in the notebooks."""
 import argparse
 import configparser
 import json
+import posixpath
 import re
 import shutil
 import sys
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/'site'))
@@ -23,6 +25,7 @@ PARTS = {'Ground': ('00', '02'), 'Networks': ('03', '05'), 'Losses and the three
          'Scenes, and how good they are': ('10', '12'), 'Around it': ('13', '99')}
 HIDDEN = ('answers', 'teacher', 'runs')     # folders whose notebooks are not for readers of the site
 WIDGET = 'application/vnd.jupyter.widget-view+json'
+LINK = re.compile(r'\]\(((?!https?:|#|attachment:|mailto:)[^)\s]+)\)')     # to a file of ours
 DIRECTIVE = re.compile(r'^#\|\s*([^\n]*)\n?', re.M)
 
 
@@ -55,11 +58,19 @@ def toctree() -> dict: # caption -> pages
     return {caption: names for caption, names in tree.items() if names}
 
 
+def entry(name:str) -> str: # a line of a toctree
+    "A page in the navigation; a chapter carries its number, by which the lessons call it."
+    if not re.match(r'\d\d', name): return name
+    nb = json.loads((NBS/f'{name}.ipynb').read_text(encoding='utf-8'))
+    title = ''.join(nb['cells'][0]['source']).splitlines()[0].lstrip('# ')
+    return f'{name.split("_")[0]} · {title} <{name}>'
+
+
 def toctree_text() -> str: # markdown
     "The navigation as hidden directives at the end of the first page."
     blocks = []
     for caption, names in toctree().items():
-        lines = '\n'.join(names)
+        lines = '\n'.join(entry(name) for name in names)
         blocks.append(f'```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{lines}\n```')
     return '\n\n'.join(blocks)
 
@@ -104,7 +115,7 @@ def shown_text(cell, name:str) -> dict:
     "A Markdown cell whose badge is a plain link, and whose links leave the site where the site has no page."
     source = ''.join(cell['source'])
     if cell['id'] in ('badge', 'badges', 'title'): source = without_badges(source)
-    source = re.sub(r'\]\(((?!https?:|#|attachment:|mailto:)[^)\s]+)\)', lambda m: local_link(m[1], name), source)
+    source = LINK.sub(lambda found: local_link(found[1], name), source)
     return dict(cell, source=f'<a id="{cell["id"]}"></a>\n\n{source}')
 
 
@@ -154,12 +165,29 @@ def shown_notebook(name:str) -> dict:
     return dict(nb, cells=cells)
 
 
+# ---- the finished pages
+
+def broken_links(html) -> list: # 'page -> target'
+    "Links within the site that lead nowhere: no such page, or no such place on it."
+    pages = {p.relative_to(html).as_posix(): p.read_text(encoding='utf-8') for p in html.rglob('*.html')}
+    places = {name: set(re.findall(r'\bid="([^"]+)"', text)) for name, text in pages.items()}
+    broken = []
+    for name, text in pages.items():
+        for target in sorted(set(re.findall(r'<a\b[^>]*?\bhref="([^":]+)"', text))):
+            path, _, anchor = unquote(target).partition('#')
+            file = posixpath.normpath(posixpath.join(posixpath.dirname(name), path)) if path else name
+            if file in pages: good = not anchor or anchor in places[file]
+            else: good = (html/file).exists()
+            if not good: broken.append(f'{name} -> {target}')
+    return broken
+
+
 # ---- all of it
 
 def shown_page(name:str) -> str: # markdown
     "A Markdown page of nbs/, with links that work on the site."
     text = (NBS/f'{name}.md').read_text(encoding='utf-8')
-    return re.sub(r'\]\(((?!https?:|#|mailto:)[^)\s]+)\)', lambda m: local_link(m[1], name), text)
+    return LINK.sub(lambda found: local_link(found[1], name), text)
 
 
 def write_sources(folder):
@@ -171,7 +199,8 @@ def write_sources(folder):
         place = folder/picture.relative_to(NBS)
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(picture, place)
-    for name in notebooks(): write(folder/f'{name}.ipynb', json.dumps(shown_notebook(name), ensure_ascii=False))
+    for name in notebooks():
+        write(folder/f'{name}.ipynb', json.dumps(shown_notebook(name), ensure_ascii=False))
     for name in texts(): write(folder/f'{name}.md', shown_page(name))
     for file, name in (('CHANGELOG.md', 'changes'), ('CONTRIBUTING.md', 'contributing')):
         write(folder/f'{name}.md', (ROOT/file).read_text(encoding='utf-8'))
@@ -183,19 +212,33 @@ def write(path, text:str):
     path.write_text(text, encoding='utf-8')
 
 
-def build(out, jobs:int=1) -> int: # 0: all went well
-    "Sources, then HTML; a warning is an error."
+def sphinx(out, kind:str, jobs:int) -> int: # 0: all went well
+    "Let Sphinx make `kind` of the sources; a warning is an error."
     from sphinx.cmd.build import main
     write_sources(out/'src')
-    options = ['-b', 'html', '-c', ROOT/'site', '-d', out/'doctrees', '-j', jobs, '-W', '--keep-going', '-q']
-    return main([str(option) for option in (*options, out/'src', out/'html')])
+    options = ['-b', kind, '-c', ROOT/'site', '-d', out/'doctrees', '-j', jobs, '-W', '--keep-going', '-q']
+    return main([str(option) for option in (*options, out/'src', out/kind)])
+
+
+def build(out, jobs:int=1) -> int: # 0: all went well
+    "The pages, and a look at every link between them."
+    failed = sphinx(out, 'html', jobs)
+    broken = broken_links(out/'html')
+    for line in broken: print('broken link:', line)
+    return failed or int(bool(broken))
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('-o', '--out', type=Path, default=OUT, help='folder of the site (default _docs)')
     parser.add_argument('-j', '--jobs', type=int, default=2, help='processes')
+    parser.add_argument('--links', action='store_true', help='no pages: try the links to other sites')
+    parser.add_argument('--requirements', action='store_true', help='only print what pip must install')
     args = parser.parse_args()
+    if args.requirements:
+        print(ini['DEFAULT']['site_requirements'])
+        sys.exit()
+    if args.links: sys.exit(sphinx(args.out, 'linkcheck', args.jobs))
     start = time.time()
     failed = build(args.out, args.jobs)
     if failed: sys.exit(failed)

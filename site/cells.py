@@ -1,5 +1,5 @@
-"""What the site adds to MyST-NB: each cell's name as an anchor, the descriptions of its figures, a mark on cells
-that the library holds, and MathJax from the package that pip installed."""
+"""What the site adds to MyST-NB: each cell's name as an anchor, the descriptions of its figures, a mark on
+cells that the library holds, and MathJax from the package that pip installed."""
 import shutil
 from pathlib import Path
 

@@ -26,6 +26,10 @@ suppress_warnings = [
     'mystnb.unknown_mime_type',
 ]
 
+add_module_names = False
+toc_object_entries_show_parents = 'hide'
+python_maximum_signature_line_length = 88
+
 # MathJax travels with the site: pip brings it, so a class without a network reads formulas, too
 math_folder = str(Path(importlib.util.find_spec('sphinx-mathjax-offline').origin).parent/'static'/'mathjax')
 mathjax_path = 'mathjax/tex-chtml-full.js'
@@ -37,7 +41,9 @@ html_css_files = ['book.css']
 html_show_sourcelink = False
 html_copy_source = False
 html_last_updated_fmt = None
+html_context = {'default_mode': 'auto'}     # light or dark, as the reader's system says
 html_theme_options = {
+    'navbar_start': [], 'navbar_center': [], 'navbar_end': [], 'navbar_persistent': [],
     'repository_url': facts['git_url'],
     'repository_branch': facts['branch'],
     'path_to_docs': 'nbs',
@@ -51,6 +57,6 @@ html_theme_options = {
     'pygments_light_style': 'a11y-light',
     'pygments_dark_style': 'a11y-dark',
 }
-copybutton_selector = 'div.cell_input div.highlight pre, div.highlight-default pre, div.highlight-python pre, div.highlight-sh pre'
+copybutton_selector = 'div.cell_input pre, div.highlight-python pre, div.highlight-sh pre'
 copybutton_prompt_text = r'>>> |\.\.\. |\$ '
 copybutton_prompt_is_regexp = True
