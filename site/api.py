@@ -327,9 +327,8 @@ def index_page(found, entries) -> str: # markdown
     return '\n\n'.join(lines) + f'\n\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n\n{names}\n```\n'
 
 
-def pages() -> dict: # file name -> markdown
-    "All pages of the reference."
-    found = modules()
+def pages(found) -> dict: # file name -> markdown
+    "All pages of the reference, of the modules `found`."
     (front,) = [m for m in found if m.name == 'front']
     entries = front_entries(front)
     made = {f'{m.name}.md': page(m, entries) for m in found}
@@ -338,4 +337,4 @@ def pages() -> dict: # file name -> markdown
 
 def write_pages(folder):
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in pages().items(): (folder/name).write_text(text, encoding='utf-8')
+    for name, text in pages(modules()).items(): (folder/name).write_text(text, encoding='utf-8')

@@ -112,7 +112,8 @@ def jupyterlab(folder): # address of the server, and its token
     (settings/'tracker.jupyterlab-settings').write_text('{"windowingMode": "none"}')
     token = secrets.token_hex(8)
     command = [find_lab(), '--no-browser', '--allow-root', '--ip=127.0.0.1', '--port=0',
-               '--expose-app-in-browser', f'--IdentityProvider.token={token}', f'--ServerApp.root_dir={folder}']
+               '--expose-app-in-browser', f'--IdentityProvider.token={token}',
+               f'--ServerApp.root_dir={folder}']
     env = os.environ | {'JUPYTERLAB_SETTINGS_DIR': str(folder/'.settings'),
                         'JUPYTER_RUNTIME_DIR': str(folder/'.run')}
     log = open(folder/'.log', 'w')
@@ -191,7 +192,7 @@ if __name__ == '__main__':
     parser.add_argument('what', choices=('site', 'widget'))
     parser.add_argument('files', nargs='*', help='widget: a notebook; site: pages such as 06_losses#eq-lsgan')
     parser.add_argument('-o', '--out', type=Path, default=ROOT/'_docs'/'shots')
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     if args.what == 'site':
         faults = shoot_site(ROOT/'_docs'/'html', args.out, args.files or PAGES)
         print(*faults, sep='\n')

@@ -98,7 +98,7 @@ def test_the_reference_says_what_the_comments_say(modules):
     assert 'href="../06_losses.html#eq-nce"' in losses
     settings = api.page(next(m for m in modules if m.name == 'runs'), {})
     assert '| `keep` | `int` | `2` | checkpoints that are kept (ours) |' in settings
-    pages = api.pages()
+    pages = api.pages(modules)
     assert '**Raises** `ValueError` for arrays that are no pictures' in pages['core.md']
     assert all('%%' not in text for text in pages.values())
 
