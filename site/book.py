@@ -133,12 +133,12 @@ def local_link(target:str, name:str) -> str: # '](…)'
     if inside.is_relative_to(NBS):
         page = inside.relative_to(NBS).with_suffix('').as_posix()
         if page in notebooks() + texts() or inside.suffix in ('.png', '.jpg', '.svg'): return f']({target})'
+    if not inside.is_relative_to(ROOT): raise SystemExit(f'{name}: {target} is outside the repository')
     known = {'CHANGELOG.md': 'changes.md', 'CONTRIBUTING.md': 'contributing.md'}
-    up = '../'*name.count('/')
-    if inside.is_relative_to(ROOT) and inside.relative_to(ROOT).as_posix() in known:
-        return f']({up}{known[inside.relative_to(ROOT).as_posix()]})'
+    place = inside.relative_to(ROOT).as_posix()
+    if place in known: return f']({"../"*name.count("/")}{known[place]})'
     kind = 'tree' if inside.is_dir() else 'blob'
-    return f']({GIT}/{kind}/{BRANCH}/{inside.relative_to(ROOT).as_posix()}{"#" + anchor if anchor else ""})'
+    return f']({GIT}/{kind}/{BRANCH}/{place}{"#" + anchor if anchor else ""})'
 
 
 def module_of(nb) -> str:
