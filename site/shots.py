@@ -146,10 +146,12 @@ def first_part(notebook) -> dict:
     raise SystemExit(f'{notebook.name}: no cell with interact(…)')
 
 
+KERNEL = 'window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel'
+
+
 def run_cells(page, wait:float):
     "Run every cell, and wait for the slider."
-    page.wait_for_function('() => window.jupyterapp?.shell.currentWidget', timeout=wait*1000)
-    page.wait_for_selector('.jp-Notebook .jp-Cell', timeout=wait*1000)
+    page.wait_for_function(f"() => {KERNEL}?.status === 'idle'", timeout=wait*1000)    # else nothing runs
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_selector('.jp-OutputArea .noUi-handle', timeout=wait*1000)
     page.wait_for_selector('.widget-interact .jp-OutputArea-output img', timeout=wait*1000)
