@@ -36,6 +36,7 @@ mathjax_path = 'mathjax/tex-chtml-full.js'
 html_static_path = ['static']
 
 html_theme = 'sphinx_book_theme'
+html_baseurl = f"{facts['doc_host']}{facts['doc_baseurl']}/"
 html_title = 'Scenimefy, a course'
 html_css_files = ['book.css']
 html_show_sourcelink = False
