@@ -23,6 +23,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {'desktop': (1280, 900), 'phone': (390, 844)}
 PAGES = ('index', '06_losses', 'api/core', 'labs/index')
+LAB_SETTINGS = {'notebook-extension/tracker': {'windowingMode': 'none'},
+                'apputils-extension/notification': {'fetchNews': 'false'}}
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
 
 
@@ -107,9 +109,10 @@ def find_lab() -> str:
 @contextmanager
 def jupyterlab(folder): # address of the server, and its token
     "JupyterLab over a folder; all cells of a notebook are drawn, not only those in the window."
-    settings = folder/'.settings'/'@jupyterlab'/'notebook-extension'
-    settings.mkdir(parents=True)
-    (settings/'tracker.jupyterlab-settings').write_text('{"windowingMode": "none"}')
+    for name, values in LAB_SETTINGS.items():
+        file = folder/'.settings'/'@jupyterlab'/f'{name}.jupyterlab-settings'
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(values))
     token = secrets.token_hex(8)
     command = [find_lab(), '--no-browser', '--allow-root', '--ip=127.0.0.1', '--port=0',
                '--expose-app-in-browser', f'--IdentityProvider.token={token}',
