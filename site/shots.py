@@ -1,5 +1,5 @@
 """What a reader sees, as pictures: the finished site at two widths in light and dark, or a notebook in
-JupyterLab whose slider was moved. Needs `pip install playwright` and a Chromium or Chrome of the system.
+JupyterLab whose sliders were moved. Needs `pip install playwright` and a Chromium or Chrome of the system.
 
     python site/shots.py site -o shots
     python site/shots.py widget nbs/06_losses.ipynb -o shots
@@ -138,57 +138,74 @@ def lab_address(log, server, wait:float=120) -> str:
     raise SystemExit(f'JupyterLab did not start:\n{log.read_text()[-1500:]}')
 
 
-def first_part(notebook) -> dict:
-    "A notebook up to its first cell with controls, without outputs."
+CONTROLS = re.compile(r'\binteract(ive)?\(')
+
+
+def with_controls(notebook) -> dict:
+    "A notebook up to its last cell with controls, without outputs."
     nb = json.loads(notebook.read_text(encoding='utf-8'))
-    kept = []
     for cell in nb['cells']:
         if cell['cell_type'] == 'code': cell['outputs'] = []
-        kept.append(cell)
-        if 'interact(' in ''.join(cell['source']): return dict(nb, cells=kept)
-    raise SystemExit(f'{notebook.name}: no cell with interact(…)')
+    places = [k for k, cell in enumerate(nb['cells']) if CONTROLS.search(''.join(cell['source']))]
+    if not places: raise SystemExit(f'{notebook.name}: no cell with interact(…)')
+    return dict(nb, cells=nb['cells'][:places[-1] + 1])
 
 
 KERNEL = 'window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel'
 
 
 def run_cells(page, wait:float):
-    "Run every cell, and wait for the slider."
+    "Run every cell, until the last one is done."
     page.wait_for_function(f"() => {KERNEL}?.status === 'idle'", timeout=wait*1000)    # else nothing runs
-    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_selector('.jp-OutputArea .noUi-handle', timeout=wait*1000)
-    page.wait_for_selector('.widget-interact .jp-OutputArea-output img', timeout=wait*1000)
+    done = "window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => {window.ran = true})"
+    page.evaluate(f'() => {{{done}}}')
+    page.wait_for_function('() => window.ran', timeout=wait*1000)
+    page.wait_for_selector('.widget-interact .jp-OutputArea-output', timeout=wait*1000)
 
 
-def move_slider(page, steps:int, wait:float) -> tuple: # readout before and after
-    "Push the handle of the last slider with the arrow keys; its figure must be drawn anew."
-    box = page.locator('.widget-interact').last
-    readout = box.locator('.widget-readout').first
-    picture = box.locator('.jp-OutputArea-output img').first
-    before, old = readout.inner_text(), picture.get_attribute('src')
+def shown_value(box) -> str:
+    "What stands beside the first slider of a box of controls."
+    readout = box.locator('.widget-readout')
+    if readout.count(): return readout.first.inner_text()
+    return box.locator('.noUi-handle').first.get_attribute('aria-valuetext')
+
+
+def move_slider(page, box, steps:int, wait:float) -> tuple: # value before and after
+    "Push the handle with the arrow keys; what is below it must be drawn anew."
+    before, area = shown_value(box), box.locator('.jp-OutputArea').first
+    old = area.inner_html()
     box.locator('.noUi-handle').first.focus()
     for _ in range(steps): page.keyboard.press('ArrowRight')
-    page.wait_for_function('([now, old]) => document.querySelector(now).src !== old',
-                           arg=['.widget-interact .jp-OutputArea-output img', old], timeout=wait*1000)
-    page.wait_for_timeout(1500)
-    return before, readout.inner_text()
+    page.wait_for_function('([area, old]) => area.innerHTML !== old', arg=[area.element_handle(), old],
+                           timeout=wait*1000)
+    page.wait_for_timeout(2000)
+    return before, shown_value(box)
 
 
-def shoot_widget(notebook, out, steps:int=8, wait:float=300) -> tuple: # readout before and after
-    "A notebook in JupyterLab: run it up to its first controls, move the slider, keep a picture of both."
+def shoot_boxes(page, out, stem:str, steps:int, wait:float) -> list: # (before, after) of each slider
+    "Every box of controls with a slider, before and after a move."
+    boxes, moved = page.locator('.widget-interact'), []
+    for k in range(boxes.count()):
+        box = boxes.nth(k)
+        if not box.locator('.noUi-handle').count(): continue
+        box.scroll_into_view_if_needed()
+        page.screenshot(path=str(out/f'{stem}-widget{k + 1}-before.png'))
+        moved.append(move_slider(page, box, steps, wait))
+        page.screenshot(path=str(out/f'{stem}-widget{k + 1}-after.png'))
+    return moved
+
+
+def shoot_widgets(notebook, out, steps:int=8, wait:float=300) -> list: # (before, after) of each slider
+    "A notebook in JupyterLab: run it up to its last controls, move each slider, keep pictures."
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name, browser() as made:
         folder = Path(name)
-        (folder/notebook.name).write_text(json.dumps(first_part(notebook)), encoding='utf-8')
+        (folder/notebook.name).write_text(json.dumps(with_controls(notebook)), encoding='utf-8')
         with jupyterlab(folder) as (address, token):
             page = made.new_page(viewport=dict(width=1280, height=900))
             page.goto(f'{address}/lab/tree/{notebook.name}?token={token}', timeout=wait*1000)
             run_cells(page, wait)
-            page.locator('.widget-interact').last.scroll_into_view_if_needed()
-            page.screenshot(path=str(out/f'{notebook.stem}-widget-before.png'))
-            moved = move_slider(page, steps, wait)
-            page.screenshot(path=str(out/f'{notebook.stem}-widget-after.png'))
-    return moved
+            return shoot_boxes(page, out, notebook.stem, steps, wait)
 
 
 if __name__ == '__main__':
@@ -202,4 +219,4 @@ if __name__ == '__main__':
         faults = shoot_site(ROOT/'_docs'/'html', args.out, args.files or PAGES)
         print(*faults, sep='\n')
         sys.exit(bool(faults))
-    for file in args.files: print(file, '%s → %s' % shoot_widget(Path(file), args.out))
+    for file in args.files: print(file, shoot_widgets(Path(file), args.out))
