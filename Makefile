@@ -28,5 +28,8 @@ drawings:      ## nbs/images/*.svg from the networks
 setup:         ## the install cell of every notebook, from settings.ini
 	python tests/make_setup.py
 
+site:          ## the course as pages in _docs/html; needs pip install -e ".[site]"
+	python site/book.py
+
 wheel:
 	python -m build

@@ -44,7 +44,8 @@ setup(
     package_data={'scenimefy': ['weights/*', 'results/*', 'results/*/*']},
     python_requires=f">={cfg['min_python']}",
     install_requires=shlex.split(cfg['requirements']),
-    extras_require={name: shlex.split(cfg[f'{name}_requirements']) for name in ('dev', 'heif', 'course')},
+    extras_require={name: shlex.split(cfg[f'{name}_requirements'])
+                    for name in ('dev', 'heif', 'course', 'site')},
     entry_points={'console_scripts': shlex.split(cfg['console_scripts']),
                   'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,

@@ -245,7 +245,7 @@ def written_code(path):
 
 def code_files():
     found = exported_modules() + [ROOT/'setup.py']
-    for folder in ('tests', 'benchmarks'): found += sorted((ROOT/folder).glob('*.py'))
+    for folder in ('tests', 'benchmarks', 'site'): found += sorted((ROOT/folder).glob('*.py'))
     return found
 
 
