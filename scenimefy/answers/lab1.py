@@ -171,7 +171,7 @@ _WORD = Exercise('1.6', 'a moved scene has lost its drawing', 'edges', (
     Mistake('The light is compared in cells of about 11 px. A move of 12 px changes it a little. Look for '
             'the number that falls most.', 'light'),
     Mistake('`flat` looks at texture between outlines. It changes, but not because lines left their places: '
-            'a blur changes it more.', 'flat'),
+            'sharpening changes it more.', 'flat'),
     Mistake('`halo` does rise: lines stand where the photo has none. But it is made for rims beside edges. '
             'One number falls from 1 to below a half.', 'halo')),
     hints=('Find the row `moved` in the table. Which of the six numbers is farthest from that of '
