@@ -99,7 +99,7 @@ _NCE = Exercise('2.3', 'PatchNCE', my_patch_nce, (
             'k.detach().', _nce_leaky),
     Mistake('Your softmax runs over the queries (columns). Each query chooses among the keys: use the last '
             'axis.', _nce_axis),
-    Mistake('You summed over patches and images. Average, or more patches would mean a larger step.',
+    Mistake('You summed over patches and images. Average, or more patches would weigh more.',
             _nce_sum),
     Mistake('The match stands in your denominator twice: in a column of its own and on the diagonal.',
             _nce_twice)),
