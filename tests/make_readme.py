@@ -12,7 +12,7 @@ def readme_text() -> str:
     "The index as markdown, with links that work from the top of the repository."
     text, _ = MarkdownExporter().from_filename(str(ROOT/'nbs'/'index.ipynb'))
     text = text.replace('#| eval: false\n', '')
-    return re.sub(r'\]\((images/|\d\d\w*\.ipynb)', r'](nbs/\1', text).strip() + '\n'
+    return re.sub(r'\]\((images/|labs/|\d\d\w*\.ipynb)', r'](nbs/\1', text).strip() + '\n'
 
 
 if __name__ == '__main__': (ROOT/'README.md').write_text(readme_text())
