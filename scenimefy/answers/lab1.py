@@ -89,6 +89,12 @@ def _norm_no_root(x):
     mean = x.mean((2, 3), keepdim=True)
     return (x - mean)/(x.var((2, 3), correction=0, keepdim=True) + 1e-5)
 
+def _norm_std(x): return (x - x.mean((2, 3), keepdim=True))/x.std((2, 3), keepdim=True)
+def _norm_std_eps(x): return (x - x.mean((2, 3), keepdim=True))/(x.std((2, 3), keepdim=True) + 1e-5)
+def _norm_outside(x):
+    mean = x.mean((2, 3), keepdim=True)
+    return (x - mean)/(x.std((2, 3), correction=0, keepdim=True) + 1e-5)
+
 # %% ../../nbs/answers/lab1.ipynb #ex-1-3-exercise
 _NORM = Exercise('1.3', 'instance normalization', my_instance_norm, (
     Mistake('You averaged over the batch, too: that is batch normalization, and one photo changes the '
@@ -99,7 +105,13 @@ _NORM = Exercise('1.3', 'instance normalization', my_instance_norm, (
             'meant: pass correction=0.', _norm_unbiased),
     Mistake('A channel that is the same everywhere gives 0/0, and that is NaN. Add eps to the variance, '
             'under the root.', _norm_no_eps),
-    Mistake('You divided by the variance. Divide by its square root.', _norm_no_root)),
+    Mistake('You divided by the variance. Divide by its square root.', _norm_no_root),
+    Mistake('Two things. torch.std divides by n - 1: pass correction=0. And a channel that is the same '
+            'everywhere gives 0/0: add eps to the variance, under the root.', _norm_std),
+    Mistake('Two things. torch.std divides by n - 1: pass correction=0. And eps belongs to the variance, '
+            'under the root.', _norm_std_eps),
+    Mistake('The values agree, the gradient does not: eps stands outside the root. Add it to the variance, '
+            'then take the root.', _norm_outside)),
     hints=('Which axes hold the pixels of one channel of one image? Average over these, with keepdim=True.',
            'Mean, then the mean of (x - mean)², then divide by the root of that mean plus eps.'),
     cases=_norm_cases, gradients=(0,))
@@ -173,7 +185,11 @@ _WORD = Exercise('1.6', 'a moved scene has lost its drawing', 'edges', (
     Mistake('`flat` looks at texture between outlines. It changes, but not because lines left their places: '
             'sharpening changes it more.', 'flat'),
     Mistake('`halo` does rise: lines stand where the photo has none. But it is made for rims beside edges. '
-            'One number falls from 1 to below a half.', 'halo')),
+            'One number falls from 1 to below a half.', 'halo'),
+    Mistake('The same places got a little brighter or darker, by about 5 of 100. That is little. Look for '
+            'the number that falls.', 'dL'),
+    Mistake('The hue turned by a few degrees, because other things lie under the cells now. Look for the '
+            'number that falls.', 'hue')),
     hints=('Find the row `moved` in the table. Which of the six numbers is farthest from that of '
            '`unchanged`, for its range?', 'It is the number that compares two drawings of white lines.'))
 

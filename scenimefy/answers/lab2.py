@@ -31,6 +31,7 @@ def _lsgan_swapped(pred, is_real): return my_lsgan(pred, not is_real)
 def _lsgan_half(pred, is_real): return my_lsgan(pred, is_real)/2
 def _lsgan_sum(pred, is_real): return my_lsgan(pred, is_real)*pred.numel()
 def _lsgan_l1(pred, is_real): return (pred - float(is_real)).abs().mean()
+def _lsgan_always(pred, is_real): return my_lsgan(pred, True)
 def _lsgan_bce(pred, is_real):
     return F.binary_cross_entropy_with_logits(pred, torch.full_like(pred, float(is_real)))
 
@@ -41,7 +42,8 @@ _LSGAN = Exercise('2.1', 'least squares of a critic', my_lsgan, (
     Mistake('You summed over all patches. Average, or a larger picture would count more.', _lsgan_sum),
     Mistake('That is the logarithm of the first GANs (binary cross-entropy). LSGAN takes the squared '
             'distance from the target.', _lsgan_bce),
-    Mistake('That is the absolute distance. Square it.', _lsgan_l1)),
+    Mistake('That is the absolute distance. Square it.', _lsgan_l1),
+    Mistake('Your target is always 1. Use is_real: it is 0 for pictures that G made.', _lsgan_always)),
     hints=('Which answer was wanted? 1 if `is_real`, else 0. How far is each answer from it?',
            'Square the distances, then take the mean over everything.'), cases=_lsgan_cases, gradients=(0,))
 
@@ -56,7 +58,7 @@ _PENCIL = Exercise('2.2', 'ln(1 + exp(-1.2)) = 0.263', math.log1p(math.exp(-1.2)
     hints=('Logits are similarities divided by τ: 1.2 for the match. What is the other one?',
            'The match has the probability exp(1.2)/(exp(1.2) + exp(0)). The loss is -ln of it.'),
     solution='Logits .6/.5 = 1.2 and 0/.5 = 0. Probability of the match: e^1.2/(e^1.2 + 1) = .769. '
-             'Loss: -ln .769 = **.263**.', tol=2e-3)
+             'Loss: -ln .769 = **.263**.', tol=5e-3)
 
 # %% ../../nbs/answers/lab2.ipynb #ex-2-3
 def my_patch_nce(q, k, tau=.07): # (B,S,D), (B,S,D), unit rows
@@ -77,6 +79,7 @@ def _nce_cases():
 def _nce_no_tau(q, k, tau): return my_patch_nce(q, k, 1.)
 def _nce_times_tau(q, k, tau): return my_patch_nce(q, k, 1/tau)
 def _nce_sum(q, k, tau): return my_patch_nce(q, k, tau)*q.shape[0]*q.shape[1]
+def _nce_no_log(q, k, tau): return -(q @ k.detach().mT/tau).softmax(-1).diagonal(dim1=1, dim2=2).mean()
 def _nce_leaky(q, k, tau):
     logits = q @ k.mT/tau
     return (logits.logsumexp(-1) - logits.diagonal(dim1=1, dim2=2)).mean()
@@ -102,63 +105,87 @@ _NCE = Exercise('2.3', 'PatchNCE', my_patch_nce, (
     Mistake('You summed over patches and images. Average, or more patches would weigh more.',
             _nce_sum),
     Mistake('The match stands in your denominator twice: in a column of its own and on the diagonal.',
-            _nce_twice)),
+            _nce_twice),
+    Mistake('You averaged probabilities. Take the logarithm of each first, then the mean.', _nce_no_log)),
     hints=('All similarities at once: `q @ k.mT`, shape (B,S,S). Row i belongs to query i, and its match '
            'is column i.',
            'loss of row i = logsumexp of the row - its diagonal entry. Divide by tau first, detach k, and '
            'take the mean at the end.'), cases=_nce_cases, gradients=(0, 1))
 
 # %% ../../nbs/answers/lab2.ipynb #ex-2-4
-def my_src(q, k): # (B,S,D), (B,S,D), unit rows
+def my_src(q, k): # (B,S,D), (B,S,D), rows of any length
     "Jensen-Shannon divergence of relations: summed over patches, averaged over images."
-    p = (q @ q.mT).softmax(-1)
-    r = (k.detach() @ k.detach().mT).softmax(-1)
+    q, k = F.normalize(q, dim=-1), F.normalize(k.detach(), dim=-1)
+    p, r = (q @ q.mT).softmax(-1), (k @ k.mT).softmax(-1)
     m = (p + r)/2
     js = (p*(p/m).log() + r*(r/m).log()).sum(-1)/2       # (B,S)
     return js.sum(-1).mean()
 
 def _src_cases():
-    def pair(*shape): return _rows(*shape, name='q').double(), _rows(*shape, name='k').double()
+    def pair(*shape): # not of length 1
+        maker = seeded('lab2', 'src', *shape)
+        return tuple(2*torch.randn(*shape, generator=maker, dtype=torch.double) for _ in 'qk')
     by_hand = torch.tensor([[[1., 0.], [1., 0.]]]), torch.tensor([[[1., 0.], [0., 1.]]])
     return [tuple(t.double() for t in by_hand), pair(2, 6, 3), pair(3, 8, 2)]
 
 # %% ../../nbs/answers/lab2.ipynb #ex-2-4-wrong
-def _relations(q, k): return (q @ q.mT).softmax(-1), (k.detach() @ k.detach().mT).softmax(-1)
+def _relations(q, k, tau=1.):
+    q, k = F.normalize(q, dim=-1), F.normalize(k.detach(), dim=-1)
+    return (q @ q.mT/tau).softmax(-1), (k @ k.mT/tau).softmax(-1)
+
+def _divergence(p, r): # of p from r: summed over patches and partners, averaged over images
+    return (p*(p/r).log()).sum((1, 2)).mean()
+
+def _js(p, r): return (_divergence(p, (p + r)/2) + _divergence(r, (p + r)/2))/2
+
 def _src_mean(q, k): return my_src(q, k)/q.shape[1]
 def _src_total(q, k): return my_src(q, k)*q.shape[0]
-def _src_kl(q, k):
+def _src_no_half(q, k): return 2*my_src(q, k)
+def _src_tau(q, k): return _js(*_relations(q, k, .07))
+def _src_kl(q, k): return _divergence(*_relations(q, k))
+def _src_kl_other(q, k):
     p, r = _relations(q, k)
-    return (p*(p/r).log()).sum((1, 2)).mean()
+    return _divergence(r, p)
 
 def _src_reversed(q, k):
     p, r = _relations(q, k)
-    m = (p + r)/2
-    return (m*(m/p).log() + m*(m/r).log()).sum((1, 2)).mean()/2
+    return (_divergence((p + r)/2, p) + _divergence((p + r)/2, r))/2
 
+# %% ../../nbs/answers/lab2.ipynb #ex-2-4-more
 def _src_across(q, k):
-    p = (q @ k.detach().mT).softmax(-1)
-    r = (k.detach() @ k.detach().mT).softmax(-1)
-    m = (p + r)/2
-    return (p*(p/m).log() + r*(r/m).log()).sum((1, 2)).mean()/2
+    q, k = F.normalize(q, dim=-1), F.normalize(k.detach(), dim=-1)
+    return _js((q @ k.mT).softmax(-1), (k @ k.mT).softmax(-1))
 
-# %% ../../nbs/answers/lab2.ipynb #ex-2-4-sharp
+def _src_raw(q, k):
+    k = k.detach()
+    return _js((q @ q.mT).softmax(-1), (k @ k.mT).softmax(-1))
+
 def _src_leaky(q, k):
-    p, r = (q @ q.mT).softmax(-1), (k @ k.mT).softmax(-1)
-    m = (p + r)/2
-    return (p*(p/m).log() + r*(r/m).log()).sum((1, 2)).mean()/2
+    q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+    return _js((q @ q.mT).softmax(-1), (k @ k.mT).softmax(-1))
 
+def _src_leaky_raw(q, k): return _js((q @ q.mT).softmax(-1), (k @ k.mT).softmax(-1))
+
+# %% ../../nbs/answers/lab2.ipynb #ex-2-4-exercise
+_ONE_WAY = ('That is the Kullback-Leibler divergence of two lists, in one direction. Compare both lists with '
+            'their middle M and average the two.')
 _SRC = Exercise('2.4', 'semantic relation consistency', my_src, (
     Mistake('You averaged over the patches. SRC sums over the patches of an image and averages over images '
             'only.', _src_mean),
     Mistake('You summed over the images, too. Sum over patches, average over the batch.', _src_total),
-    Mistake('That is the Kullback-Leibler divergence of P and R, in one direction. Compare both with their '
-            'middle M and average the two.', _src_kl),
+    Mistake(_ONE_WAY, _src_kl), Mistake(_ONE_WAY, _src_kl_other),
     Mistake('P and M are swapped in your divergences: you measure M against P. It should be P·log(P/M) and '
             'R·log(R/M).', _src_reversed),
     Mistake('You compared q with k. Relations live within one picture: q with q, and k with k.',
             _src_across),
-    Mistake('The value is right, but the photo receives gradient. Detach k.', _src_leaky)),
-    hints=('P = softmax of q @ q.mT along the last axis, R the same for k (detached). M is their mean.',
+    Mistake('The value is right, but the photo receives gradient. Detach k.', _src_leaky),
+    Mistake('The rows have any length. Scale them to length 1 first: F.normalize(q, dim=-1).', _src_raw),
+    Mistake('Two things. Scale the rows to length 1 first, with F.normalize(q, dim=-1). And detach k.',
+            _src_leaky_raw),
+    Mistake('There is no temperature in SRC.', _src_tau),
+    Mistake('Each of the two divergences counts one half.', _src_no_half)),
+    hints=('Scale rows to length 1. P = softmax of q @ q.mT along the last axis, R the same for k '
+           '(detached). M is their mean.',
            'One row: ½·Σ P·log(P/M) + ½·Σ R·log(R/M). Then `.sum(-1)` over patches and `.mean()` over '
            'images.'), cases=_src_cases, gradients=(0, 1), tol=1e-5)
 
@@ -185,6 +212,14 @@ def _weights_with_self(k, gamma):
     similarity = k @ k.mT
     return _off(((similarity - similarity.amax(-1, keepdim=True))/gamma).exp())
 
+def _weights_self_kept(k, gamma):
+    similarity = k @ k.mT
+    return ((similarity - similarity.amax(-1, keepdim=True))/gamma).exp()
+
+def _weights_one_largest(k, gamma):
+    weights = _weights_raw(k, gamma)
+    return weights/weights.amax()
+
 def _weights_softmax(k, gamma):
     similarity = (k @ k.mT).masked_fill(torch.eye(k.shape[1], dtype=torch.bool), -math.inf)
     return (similarity/gamma).softmax(-1)
@@ -200,7 +235,11 @@ _WEIGHTS = Exercise('2.5', 'hard-negative weights', my_weights, (
     Mistake('Your rows sum to 1, as after a softmax. Here the largest of each row is 1: divide by the '
             'maximum and not by the sum.', _weights_softmax),
     Mistake('All distractors are right. A patch is no distractor of itself: set the diagonal to 0.',
-            hard_negative_weights)),
+            hard_negative_weights),
+    Mistake('A patch is no distractor of itself, and its similarity of 1 is the largest of each row. Strike '
+            'out the diagonal before you look for the largest.', _weights_self_kept),
+    Mistake('You divided by the largest weight of all. Each row has its own hardest distractor: amax(-1, '
+            'keepdim=True).', _weights_one_largest)),
     hints=('Similarities of keys with keys: `k @ k.mT`. Fill the diagonal with -inf, so that it never is '
            'the largest, and exp makes it 0.',
            'exp((similarity - the largest of the row)/gamma); `amax(-1, keepdim=True)` finds the largest.'),
@@ -240,6 +279,7 @@ def _hdce_outside(q, k, weights, tau):
     return ((weights*logits.exp()).sum(-1).log() - match).mean()
 
 def _hdce_plain(q, k, weights, tau): return my_decoupled(q, k, torch.ones_like(weights), tau)
+def _hdce_nce(q, k, weights, tau): return my_patch_nce(q, k, tau)
 def _struck(logits): # -inf on the diagonal, 0 elsewhere
     return torch.zeros_like(logits).masked_fill(torch.eye(logits.shape[-1], dtype=torch.bool), -math.inf)
 
@@ -264,7 +304,10 @@ _HDCE = Exercise('2.6', 'the decoupled form of hDCE', my_decoupled, (
     Mistake('The weights are not used: all distractors count alike.', _hdce_plain),
     Mistake('The value is right, but keys receive gradient. Use k.detach().', _hdce_leaky),
     Mistake('The order of two steps: 0 times -inf is NaN. First multiply by the weights, then fill the '
-            'diagonal with -inf.', _hdce_nan)),
+            'diagonal with -inf.', _hdce_nan),
+    Mistake('That is the hdce of the library: it reports the cross-entropy and sends the gradient of d. '
+            'Return the mean of d itself.', hdce),
+    Mistake('That is PatchNCE again: the match is in the sum, and the weights are not used.', _hdce_nce)),
     hints=('Begin as in 2.3: logits, and the match on the diagonal. Then multiply the logits by the weights.',
            'Strike out the diagonal of the weighted logits with `masked_fill(…, -math.inf)`; then logsumexp '
            'of the row minus the match, and the mean.'), cases=_hdce_cases, gradients=(0, 1))
