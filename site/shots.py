@@ -160,6 +160,8 @@ def run_cells(page, wait:float):
     done = "window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => {window.ran = true})"
     page.evaluate(f'() => {{{done}}}')
     page.wait_for_function('() => window.ran', timeout=wait*1000)
+    failed = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
+    if failed.count(): raise SystemExit(f'a cell failed: {failed.first.inner_text()[-500:]}')
     page.wait_for_selector('.widget-interact .jp-OutputArea-output', timeout=wait*1000)
 
 
