@@ -179,7 +179,7 @@ def slides_notebook(nb):
         lines = height(shown, code_shown)
         kind = slide_kind(cell, used, lines)
         used = lines if kind != '-' else used + lines
-        if cell['id'].startswith('ans-'): used = LINES          # what comes after an exercise must not be seen yet
+        if cell['id'].startswith('ans-'): used = LINES    # what follows is not seen yet
         shown['metadata'] = {'slideshow': {'slide_type': kind}, 'tags': [] if code_shown else ['hide-code']}
         cells.append(shown)
         if cell['id'].startswith('ans-'): cells.append(solution_note(cell))
