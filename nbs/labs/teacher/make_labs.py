@@ -27,8 +27,8 @@ CALLS = re.compile(r'^(check|hint|progress)\(', re.M)      # these print about t
 HAND_IN = """## Hand in
 
 Save the notebook, then download it as a file that ends in `.ipynb` (Colab: *File → Download → Download
-.ipynb*; JupyterLab: *File → Download*). Give the file your name, such as `ada.ipynb`. Do not delete the cells with the
-questions: your written answers are found below them."""
+.ipynb*; JupyterLab: *File → Download*). Give the file your name, such as `ada.ipynb`. Do not delete the
+cells with the questions: your written answers are found below them."""
 
 
 # ---- reading and writing, in the form that nbdev_clean writes, so that it changes nothing later
