@@ -27,8 +27,8 @@ CALLS = re.compile(r'^(check|hint|progress)\(', re.M)      # these print about t
 HAND_IN = """## Hand in
 
 Save the notebook, then download it as a file that ends in `.ipynb` (Colab: *File → Download → Download
-.ipynb*; JupyterLab: *File → Download*). Give the file your name, such as `ada.ipynb`. Do not delete the cells with the
-questions: your written answers are found below them."""
+.ipynb*; JupyterLab: *File → Download*). Give the file your name, such as `ada.ipynb`. Do not delete the
+cells with the questions: your written answers are found below them."""
 
 
 # ---- reading and writing, in the form that nbdev_clean writes, so that it changes nothing later
@@ -179,7 +179,7 @@ def slides_notebook(nb):
         lines = height(shown, code_shown)
         kind = slide_kind(cell, used, lines)
         used = lines if kind != '-' else used + lines
-        if cell['id'].startswith('ans-'): used = LINES          # what comes after an exercise must not be seen yet
+        if cell['id'].startswith('ans-'): used = LINES    # what follows is not seen yet
         shown['metadata'] = {'slideshow': {'slide_type': kind}, 'tags': [] if code_shown else ['hide-code']}
         cells.append(shown)
         if cell['id'].startswith('ans-'): cells.append(solution_note(cell))
