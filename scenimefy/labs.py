@@ -117,38 +117,43 @@ def _where(error) -> str: # the student's own line
            if 'scenimefy' not in f.filename and 'site-packages' not in f.filename]
     return f' (line {own[-1].lineno} of your cell: {own[-1].line})' if own and own[-1].line else ''
 
-def _factor(a, b) -> float|None: # a = factor·b everywhere
-    "The factor between two tensors, if it is the same everywhere and not 1."
-    a, b = a.double().flatten(), b.double().flatten()
-    if b.abs().max() < 1e-9: return None
+def _factor(parts) -> float|None: # [(found, wanted)], one part of the outcome in every case
+    "The factor between found and wanted, if there are several numbers and it is the same for all."
+    if any(isinstance(p, str) for pair in parts for p in pair): return None
+    if any(a.shape != b.shape for a, b in parts): return None
+    a, b = (torch.cat([pair[k].double().flatten() for pair in parts]) for k in (0, 1))
+    if a.numel() < 2 or b.abs().max() < 1e-9: return None
     factor = ((a @ b)/(b @ b)).item()
     near = (a - factor*b).abs().max() <= 1e-3*a.abs().max().clamp(min=1e-9)
     return factor if near and abs(factor) > 1e-6 else None
 
 # %% ../nbs/13_labs.ipynb #exp-difference
-def _describe(a, b) -> str: # one part of an outcome that is not as it should be
+def _describe(a, b, factor=None) -> str: # one part of an outcome that is not as it should be
     "What is wrong, in words that do not give the answer away."
     if isinstance(b, str): return 'this is not the right word.'
     if isinstance(a, str): return f'a number or a tensor is expected, and this is {a}.'
     if a.shape != b.shape: return f'the shape is {tuple(a.shape)} and should be {tuple(b.shape)}.'
     if not a.double().isfinite().all(): return 'there are values that are not finite (NaN or infinite).'
-    factor = _factor(a, b)
     if factor: return f'all values are {factor:.4g} times what they should be.'
+    if b.numel() == 1: return 'the number is too large.' if a > b else 'the number is too small.'
     low, high = b.min().item(), b.max().item()
     if a.min() < low - 1e-3 or a.max() > high + 1e-3:
         return (f'values run from {a.min().item():.4g} to {a.max().item():.4g}; '
                 f'they should run from {low:.4g} to {high:.4g}.')
     return f'the largest difference is {_gap(a, b):.3g}; shape and range are right.'
 
+# %% ../nbs/13_labs.ipynb #exp-difference-2
 def _difference(found, wanted, n_gradients:int, tol) -> str: # outcomes of all cases
     for f, w in zip(found, wanted):
         if len(f) != len(w):
             return f'you return {len(f) - n_gradients} thing(s) and should return {len(w) - n_gradients}.'
         for k, (a, b) in enumerate(zip(f, w)):
             if _gap(a, b) <= tol: continue
-            if k < len(w) - n_gradients: return _describe(a, b)
+            every = [(f[k], w[k]) for f, w in zip(found, wanted) if len(f) == len(w)]
+            said = _describe(a, b, _factor(every))
+            if k < len(w) - n_gradients: return said
             if not a.any(): return 'the values are right, but no gradient arrives. Is something detached?'
-            return 'the values are right, but a gradient is not: ' + _describe(a, b)
+            return f'the values are right, but a gradient is not: {said}'
     return 'something differs.'
 
 # %% ../nbs/13_labs.ipynb #exp-judge
