@@ -46,7 +46,7 @@ def test_the_right_answer_is_right(e):
 
 @exercise
 def test_every_mistake_is_recognized_as_itself(e):
-    assert 2 <= len(e.mistakes) <= 6
+    assert len(e.mistakes) >= 2
     for k, mistake in enumerate(e.mistakes):
         found = labs.judge(e, mistake.wrong)
         assert (found.right, found.mistake) == (False, k), f'{mistake.says!r} is taken for: {found}'
