@@ -232,8 +232,8 @@ def _drawn_data(k:Kitchen) -> tuple: # (folders of photos, of anime, and of pair
 _WIDE = SemisupSettings.preset('tiny').but(size=128, load_size=0, ngf=32, ndf=32, n_patches=256,
                                            precision='bf16', log_every=25, sample_every=500)
 _FIRST = _WIDE.but(**only(copy=1.), batch=4, lr=1e-3, ema=.995, epoch_steps=130, save_every=260)
-_SECOND = _WIDE.but(batch=2, lr=4e-4, ema=.998, lam_gan=1., lam_gan_sup=1., content='color', lam_content=3.,
-                    tone='style', epochs=12, epoch_steps=330, save_every=165, keep=30)
+_SECOND = _WIDE.but(batch=2, lr=4e-4, ema=.998, lam_l1=20., decay='none', content='color', lam_content=3.,
+                    tone='style', epochs=9, epoch_steps=260, save_every=130, keep=30)
 
 # %% ../nbs/14_bake.ipynb #exp-last-calm
 def _averaged(cfg, path) -> ResnetGenerator: # a checkpoint of Stage 3
@@ -304,7 +304,7 @@ def _bake_drawn(k:Kitchen) -> dict:
     "Stage 3 in two lessons. Returns errors to the true anime, before and after."
     photos, anime, pairs = _drawn_data(k)
     first = k.run(train, _FIRST.but(epoch_steps=k.steps(130)), 'drawn-copy', photos, anime, pairs)
-    cfg = _SECOND.but(epoch_steps=k.steps(330))
+    cfg = _SECOND.but(epoch_steps=k.steps(260))
     made = k.run(train, cfg, 'drawn-style', photos, anime, pairs, start=first)
     net, step = _last_calm(cfg, made.parent, photos)
     scores = translator_scores(net, k.cfg.n_score//4)
@@ -371,12 +371,15 @@ _MEANING = {  # {name of a score: what it says}
 # %% ../nbs/14_bake.ipynb #exp-sources
 _NO_PHOTOS = 'the procedural world of notebook 01, drawn by a program; no photo, no film frame'
 
-def _data_of(photos) -> str: # folders of real photographs
+def _data_of(photos,          # folders of real photographs
+             painted_over:bool # as pairs, too
+            ) -> str:
     "What a network was trained on; a file SOURCES.md in a folder of photos is quoted."
     if not photos: return _NO_PHOTOS + '.'
     count = sum(len(find_images(folder)) for folder in photos)
     lines = [f'the procedural world of notebook 01, drawn by a program, and {count} real photographs '
              'as unpaired photos.']
+    if painted_over: lines[0] += ' A filter painted over windows of them, for pairs (notebook 08c).'
     for folder in photos:
         about = Path(folder)/'SOURCES.md'
         if about.exists(): lines.append(about.read_text(encoding='utf8').strip())
@@ -413,7 +416,7 @@ def _write_card(path, name:str, scores:dict, seconds:float,
                         minutes=seconds/60, threads=torch.get_num_threads(), machine=platform.machine(),
                         torch=torch.__version__.split('+')[0], seed=settings.get('seed'), steps=steps,
                         phase=' in the last phase' if name == 'stylegan' else '',
-                        data=_data_of(photos), rows='\n'.join(rows))
+                        data=_data_of(photos, name == 'drawn'), rows='\n'.join(rows))
     with atomic_path(path) as tmp: tmp.write_text(text, encoding='utf8')
 
 # %% ../nbs/14_bake.ipynb #exp-bake
