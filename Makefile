@@ -28,6 +28,13 @@ drawings:      ## nbs/images/*.svg from the networks
 setup:         ## the install cell of every notebook, from settings.ini
 	python tests/make_setup.py
 
+labs:          ## students' versions of the labs, and the table of the teacher's page
+	python nbs/labs/teacher/make_labs.py
+	python nbs/labs/teacher/make_labs.py --table
+
+slides:        ## the slides of all labs, in _slides/
+	python nbs/labs/teacher/make_labs.py --slides _slides
+
 site:          ## the course as pages in _docs/html; needs pip install -e ".[site]"
 	python site/book.py
 
