@@ -1,6 +1,7 @@
 "The labs: exercises that recognize mistakes, what students get, slides, and grading."
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -347,6 +348,13 @@ def test_an_answer_that_does_not_return_is_stopped():
         while True: pass
     right, says = time_limit.judged('99.2', 'endless', {'endless': endless}, .5)
     assert not right and 'stopped after 0.5 s' in says
+
+
+def test_a_process_in_the_background_is_stopped_too():
+    "There interrupts are ignored from the start."
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try: test_an_answer_that_does_not_return_is_stopped()
+    finally: signal.signal(signal.SIGINT, before)
 
 
 def test_verdicts_of_answers():

@@ -1,6 +1,7 @@
 """What grading puts into the kernel of a student's notebook: a time limit for cells, and the verdicts."""
 import _thread
 import json
+import signal
 import threading
 from pathlib import Path
 
@@ -13,6 +14,9 @@ class TimeLimit:
 
     def start(self, *_):
         self.stop()
+        # a process that was started in the background may ignore interrupts, and would never stop
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self.timer = threading.Timer(self.seconds, _thread.interrupt_main)
         self.timer.daemon = True
         self.timer.start()
