@@ -255,7 +255,7 @@ def my_rate(lr, done, epoch_steps, epochs): # the setting; steps that were made;
     return lr*(1 - (epoch - half)/(epochs - half + 1))
 
 def _rate_cases():
-    return [(2e-1, 0, 10, 20), (2e-1, 100, 10, 20), (3e-1, 199, 10, 20), (1., 37, 5, 8), (1., 40, 8, 10)]
+    return [(2e-1, 0, 10, 20), (2e-1, 100, 10, 20), (3e-1, 199, 10, 20), (1., 37, 5, 8), (1., 40, 8, 10), (1., 30, 10, 7)]
 
 # %% ../../nbs/answers/lab5.ipynb #ex-5-5-wrong
 def _rate_restarts(lr, done, epoch_steps, epochs): return lr

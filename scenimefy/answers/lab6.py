@@ -237,10 +237,11 @@ def my_p_value(k, n): # votes for A; votes in all, each of another voter
     far = abs(k - n/2)
     return sum(math.comb(n, i) for i in range(n + 1) if abs(i - n/2) >= far)/2**n
 
-def _votes_cases(): return [(7, 10), (2, 12), (15, 20), (17, 24), (5, 5)]
+def _votes_cases(): return [(7, 10), (2, 12), (15, 20), (17, 24), (5, 5), (5, 10)]
 
 # %% ../../nbs/answers/lab6.ipynb #ex-6-6-wrong
 def _votes_one_side(k, n): return sum(math.comb(n, i) for i in range(max(k, n - k), n + 1))/2**n
+def _votes_doubled(k, n): return 2*_votes_one_side(k, n)
 def _votes_point(k, n): return math.comb(n, k)/2**n
 def _votes_twice_point(k, n): return 2*math.comb(n, k)/2**n
 def _votes_beyond(k, n):
@@ -250,6 +251,8 @@ def _votes_normal(k, n): return 2*stats.norm.sf(abs(k - n/2)/math.sqrt(n/4)).ite
 _VOTES = Exercise('6.6', 'a two-sided binomial test', my_p_value, (
     Mistake('One side only. You had not said beforehand which one would win, so as large a lead of the '
             'other counts as well.', _votes_one_side),
+    Mistake('You doubled one side. At an even split the middle belongs to both sides and must count once; '
+            'your chance is above 1 there.', _votes_doubled),
     Mistake('That is the chance of exactly these votes. Add all results that are as far from even, or '
             'further.', _votes_point),
     Mistake('That is the chance of exactly these votes, on both sides. Results that are further away belong '
