@@ -253,7 +253,7 @@ def test_the_second_lesson_starts_from_the_first(tmp_path, monkeypatch):
     (first, copy, none), (_, style, start) = asked
     assert none is None and start.parent.name == first
     assert copy.lam_copy > 0 == copy.lam_gan and style.lam_copy == 0 < style.lam_gan
-    assert style.lam_l1 == 0 and (style.ngf, style.n_blocks) == (copy.ngf, copy.n_blocks)
+    assert copy.lam_l1 == 0 < style.lam_l1 and (style.ngf, style.n_blocks) == (copy.ngf, copy.n_blocks)
 
 
 def test_a_card_names_the_photographs(tmp_path):
@@ -261,9 +261,10 @@ def test_a_card_names_the_photographs(tmp_path):
         (tmp_path/name).mkdir()
         Image.new('RGB', (8, 8)).save(tmp_path/name/'x.png')
     (tmp_path/'b'/'SOURCES.md').write_text('Lakes, CC0, from a friend.')
-    text = baking._data_of([tmp_path/'a', tmp_path/'b'])
-    assert ' 2 real photographs' in text and 'Lakes, CC0' in text
-    assert 'no photo' in baking._data_of([])
+    text = baking._data_of([tmp_path/'a', tmp_path/'b'], False)
+    assert ' 2 real photographs' in text and 'Lakes, CC0' in text and 'painted' not in text
+    assert 'painted over' in baking._data_of([tmp_path/'a'], True)
+    assert 'no photo' in baking._data_of([], True)
 
 
 def test_recipes_run_in_the_order_in_which_they_need_each_other(tmp_path, monkeypatch):
