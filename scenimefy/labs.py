@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Mistake', 'Exercise', 'Verdict', 'judge', 'exercises', 'find_exercise', 'collect', 'read_progress', 'check', 'hint',
-           'progress']
+           'progress', 'rehearse']
 
 # %% ../nbs/13_labs.ipynb #exp-imports
-import datetime, html, importlib, inspect, json, math, re, traceback
+import copy, html, importlib, inspect, json, math, re, traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,7 @@ class Exercise:
     hints: tuple = ()       # two, the first one gentle
     solution: str = ''      # Markdown; shown after both hints. '': the source code of `answer`
     cases: Callable|None = None   # () -> a list of argument tuples; needed if `answer` is a function
-    gradients: tuple = ()   # positions of arguments whose gradients are compared, too
+    gradients: tuple = ()   # positions of tensors or networks whose gradients are compared, too
     tol: float = 1e-4       # allowed difference, relative to the largest value if that is above 1
 
 # %% ../nbs/13_labs.ipynb #exp-flatten
@@ -49,20 +49,29 @@ def _parts(value) -> list: # tensors in float64, words in small letters
     except (TypeError, ValueError, RuntimeError): return [f'<{type(value).__name__}>']
 
 # %% ../nbs/13_labs.ipynb #exp-outcome
+def _leaves(arg) -> list: # what collects gradients: a tensor, or the weights of a network
+    return list(arg.parameters()) if isinstance(arg, torch.nn.Module) else [arg]
+
 def _copies(case, wanted): # arguments of a call; the `wanted` ones collect gradients
-    args = [a.clone() if isinstance(a, Tensor) else a for a in case]
-    for k in wanted: args[k].requires_grad_()
+    args = list(case)
+    for k, a in enumerate(case):
+        if isinstance(a, Tensor): args[k] = a.clone()
+        if isinstance(a, torch.nn.Module): args[k] = copy.deepcopy(a)
+    for k in wanted:
+        for leaf in _leaves(args[k]): leaf.requires_grad_()
     return args
 
 def _gradients(value, args, wanted) -> list: # of tensors; 0 where nothing arrives
     "How the result, times fixed numbers, changes with each wanted argument."
+    leaves = [leaf for k in wanted for leaf in _leaves(args[k])]
     tensors = [v for v in (value if isinstance(value, (list, tuple)) else [value])
                if isinstance(v, Tensor) and v.requires_grad]
+    if not tensors: return [torch.zeros_like(leaf) for leaf in leaves]
     total = sum((t*torch.linspace(1, 2, t.numel(), dtype=t.dtype).view_as(t)).sum() for t in tensors)
-    if not tensors: return [torch.zeros_like(args[k]) for k in wanted]
-    found = torch.autograd.grad(total, [args[k] for k in wanted], allow_unused=True)
-    return [torch.zeros_like(args[k]) if g is None else g for k, g in zip(wanted, found)]
+    found = torch.autograd.grad(total, leaves, allow_unused=True)
+    return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, found)]
 
+# %% ../nbs/13_labs.ipynb #exp-outcome-2
 def _outcome(answer, case, wanted=()) -> list: # tensors and words
     "What `answer` gives for one case: the parts of its result, then its gradients."
     if not callable(answer): return _parts(answer)
@@ -131,7 +140,7 @@ def _factor(parts) -> float|None: # [(found, wanted)], one part of the outcome i
 def _describe(a, b, factor=None) -> str: # one part of an outcome that is not as it should be
     "What is wrong, in words that do not give the answer away."
     if isinstance(b, str): return 'this is not the right word.'
-    if isinstance(a, str): return f'a number or a tensor is expected, and this is {a}.'
+    if isinstance(a, str): return f'a number or a tensor is expected, and this is {a!r}.'
     if a.shape != b.shape: return f'the shape is {tuple(a.shape)} and should be {tuple(b.shape)}.'
     if not a.double().isfinite().all(): return 'there are values that are not finite (NaN or infinite).'
     if factor: return f'all values are {factor:.4g} times what they should be.'
@@ -175,7 +184,8 @@ def judge(exercise:Exercise, answer) -> Verdict:
     if _same(found, wanted, exercise.tol): return verdict(True, exercise.title + '.')
     for k, m in enumerate(exercise.mistakes):
         if _same(found, outcomes(m.wrong), exercise.tol): return verdict(False, m.says, k)
-    return verdict(False, _difference(found, wanted, len(exercise.gradients), exercise.tol))
+    n_gradients = sum(len(_leaves(cases[0][k])) for k in exercise.gradients)
+    return verdict(False, _difference(found, wanted, n_gradients, exercise.tol))
 
 # %% ../nbs/13_labs.ipynb #exp-find
 def exercises(lab:int) -> dict: # {id: Exercise}
@@ -264,4 +274,21 @@ def progress(lab:int # 1 to 6
         entry = done.get(id, _NEW)
         state = 'solved' if entry['right'] else 'tried' if entry['tries'] else 'open'
         lines.append(f"| {id} {exercise.title} | {state} | {entry['tries']} | {entry['hints']} |")
+    _show(_Text('\n'.join(lines)))
+
+# %% ../nbs/13_labs.ipynb #exp-rehearse
+def _called(answer) -> str: # a short name of an answer
+    return answer.__name__.strip('_') if callable(answer) else repr(answer)
+
+def rehearse(found:dict # {id: Exercise}
+            ):
+    "What `check` says to every known answer of a lab, as a table; raises if one is taken for another."
+    lines = ['| exercise | answer | what `check` says |', '|---|---|---|']
+    for e in found.values():
+        assert judge(e, e.answer).right, e.id
+        lines.append(f'| **{e.id}** {e.title} | `{_called(e.answer)}` | right |')
+        for k, m in enumerate(e.mistakes):
+            said = judge(e, m.wrong)
+            assert said.mistake == k, (e.id, k, said)
+            lines.append(f'| | `{_called(m.wrong)}` | {said.text} |')
     _show(_Text('\n'.join(lines)))

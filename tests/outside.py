@@ -51,7 +51,9 @@ def _added_folders() -> list:
 
 def surroundings(wheels) -> dict:
     "Environment variables of a process that finds wheels only in the folder `wheels`, and no repository."
-    env = {k: v for k, v in os.environ.items() if not k.startswith(('PYTHON', 'PIP_'))}
+    # IPython would add the packages of the environment that VIRTUAL_ENV names, and with them this repository
+    hidden = 'PYTHON', 'PIP_', 'VIRTUAL_ENV'
+    env = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
     return {**env, 'PYTHONNOUSERSITE': '1', 'PIP_NO_INDEX': '1', 'PIP_FIND_LINKS': str(wheels),
             'PIP_NO_BUILD_ISOLATION': '0', 'PIP_DISABLE_PIP_VERSION_CHECK': '1'}
 

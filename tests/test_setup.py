@@ -153,7 +153,6 @@ def set_up(python, cell, wheels, folder):
 OURS = {'scenimefy', f'scenimefy-{cfg["version"]}.dist-info', 'shared.pth'}
 
 
-@pytest.mark.twice   # slow, and wants an environment that finds no other scenimefy
 def test_setup_cell_installs_the_wheel_and_nothing_else(wheels, tmp_path):
     python = empty_environment(tmp_path/'venv')
     said, installed = set_up(python, setup_cell(), wheels, tmp_path)
@@ -163,7 +162,6 @@ def test_setup_cell_installs_the_wheel_and_nothing_else(wheels, tmp_path):
     assert 'ERROR' not in said and installed == OURS
 
 
-@pytest.mark.twice   # slow, and wants an environment that finds no other scenimefy
 def test_setup_cell_falls_back_to_the_repository(tmp_path):
     "No such release: the archive of the tag is built. Here it is a zip of this working tree."
     archive = tmp_path/'v1.zip'

@@ -157,6 +157,7 @@ def _embedding_cases():
 # %% ../../nbs/answers/lab3.ipynb #ex-3-4-mistakes
 def _unscaled(anime, photo): return (1 - (anime*photo.detach()).sum(1)).mean()
 def _one_plus(anime, photo): return (1 + F.cosine_similarity(anime, photo.detach())).mean()
+def _only_cosine(anime, photo): return F.cosine_similarity(anime, photo.detach()).mean()
 def _summed_distance(anime, photo): return (1 - F.cosine_similarity(anime, photo.detach())).sum()
 def _wrong_axis(anime, photo): return (1 - F.cosine_similarity(anime, photo.detach(), dim=0)).mean()
 def _not_detached(anime, photo): return (1 - F.cosine_similarity(anime, photo)).mean()
@@ -168,6 +169,8 @@ CLIP_DISTANCE = Exercise(
                 'or use `F.cosine_similarity`.', _unscaled),
         Mistake('1 + cos is largest for equal pictures: training would drive them apart. Take 1 - cos.',
                 _one_plus),
+        Mistake('That is the cosine itself, which is largest for equal pictures. A distance is 1 - cos.',
+                _only_cosine),
         Mistake('You summed over the batch. The weight of the term would then depend on the batch size; '
                 'take the mean.', _summed_distance),
         Mistake('You compared along the batch. One vector is one row: lengths and products are taken over '

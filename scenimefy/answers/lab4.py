@@ -96,7 +96,11 @@ def _shares(anime_scores, photo_scores):
     share = anime_scores/anime_scores.sum(1, keepdim=True)
     return F.nll_loss(share.clamp(min=1e-6).log(), photo_scores.argmax(1), reduction='none').mean((1, 2))
 def _softmax_twice(anime_scores, photo_scores): return bce(anime_scores.softmax(1), photo_scores)
+def _yes_or_no(anime_scores, photo_scores):
+    yes = F.one_hot(photo_scores.argmax(1), photo_scores.shape[1]).movedim(-1, 1).float()
+    return F.binary_cross_entropy(anime_scores, yes, reduction='none').mean((1, 2, 3))
 
+# %% ../../nbs/answers/lab4.ipynb #ex-4-3-exercise
 BCE = Exercise(
     '4.3', "the photo's labels against the anime's scores", bce,
     mistakes=(
@@ -109,7 +113,9 @@ BCE = Exercise(
         Mistake('You treat the scores as probabilities, and that is what one should do. The released code '
                 'does not: it takes them as logits. For the number of the paper, take them so.', _shares),
         Mistake('Softmax twice: `F.cross_entropy` takes it itself. Give it the scores as they are.',
-                _softmax_twice)),
+                _softmax_twice),
+        Mistake('That is the binary cross-entropy, class by class, as the name L_BCE says. The released code '
+                'computes the one over all classes, `F.cross_entropy`.', _yes_or_no)),
     hints=("Labels: `argmax` over the classes of the photo's scores.",
            '`F.cross_entropy(anime_scores, labels, reduction="none")` gives (B,H,W). Then take a mean.'),
     cases=_score_cases)
@@ -187,7 +193,8 @@ def _candidate_cases():
         g = seeded('lab 4 candidates', n)
         lbce, classes = 1.69 + .5*torch.rand(n, generator=g), torch.randint(1, 6, (n,), generator=g)
         found.append((lbce, classes, max_lbce, min_classes, share))
-    return found
+    edge = torch.tensor([1.7, 1.8, 1.9, 2.0]), torch.tensor([2, 3, 3, 3])
+    return [*found, (*edge, 2.0, 2, 1.)]                  # one candidate lies exactly at the limit
 
 # %% ../../nbs/answers/lab4.ipynb #ex-4-6-mistakes
 def _worst_kept(lbce, n_classes, max_lbce, min_classes, share):
@@ -208,6 +215,15 @@ def _all_passing(lbce, n_classes, max_lbce, min_classes, share):
 def _more_than_least(lbce, n_classes, max_lbce, min_classes, share):
     return kept(lbce, n_classes, max_lbce, min_classes + 1, share)
 
+def _at_the_limit(lbce, n_classes, max_lbce, min_classes, share):
+    passing = (lbce <= max_lbce) & (n_classes >= min_classes)
+    return passing & (lbce <= lbce[passing].quantile(share))
+
+def _without_the_last(lbce, n_classes, max_lbce, min_classes, share):
+    passing = (lbce < max_lbce) & (n_classes >= min_classes)
+    return passing & (lbce < lbce[passing].quantile(share))
+
+
 # %% ../../nbs/answers/lab4.ipynb #ex-4-6-exercise
 CHOICE = Exercise(
     '4.6', 'both rules, then the best share', kept,
@@ -218,7 +234,10 @@ CHOICE = Exercise(
         Mistake('You let in pairs that pass one of the two rules. Both must hold: &, not |.', _either_rule),
         Mistake('Both rules are right, but nobody chose the best of those that pass. Use `share`.',
                 _all_passing),
-        Mistake('`min_classes` itself is enough: >=, not >.', _more_than_least)),
+        Mistake('`min_classes` itself is enough: >=, not >.', _more_than_least),
+        Mistake('A candidate exactly at `max_lbce` does not pass: <, not <=.', _at_the_limit),
+        Mistake('A candidate exactly at the quantile is kept: <=, not <. With share = 1 one is lost.',
+                _without_the_last)),
     hints=('First a mask of the pairs that pass both rules. Then a limit for their L_BCE.',
            '`limit = lbce[passing].quantile(share)`, and keep what passes and lies at or below the limit.'),
     cases=_candidate_cases)

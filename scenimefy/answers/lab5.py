@@ -28,6 +28,7 @@ def _fade_cases(): return [(1, 20), (11, 20), (20, 20), (3, 7)]
 def _fade_linear(epoch, epochs): return 1 - (epoch - 1)/epochs
 def _fade_from_0(epoch, epochs): return math.cos(math.pi/2*epoch/epochs)
 def _fade_sine(epoch, epochs): return math.sin(math.pi/2*(epoch - 1)/epochs)
+def _fade_to_0(epoch, epochs): return math.cos(math.pi/2*(epoch - 1)/(epochs - 1))
 def _fade_half(epoch, epochs): return math.cos(math.pi*(epoch - 1)/epochs)
 
 _FADE = Exercise('5.1', 'the fading weight', fading_weight, (
@@ -37,6 +38,8 @@ _FADE = Exercise('5.1', 'the fading weight', fading_weight, (
             'the epoch.', _fade_from_0),
     Mistake('That is the sine: it begins at 0 and grows. The pairs should count most at the beginning.',
             _fade_sine),
+    Mistake('Your weight is 0 in the last epoch. It should be 0 only after that: divide by `epochs`.',
+            _fade_to_0),
     Mistake('That is half a cosine: it reaches -1, and the training would work against the pairs. A quarter '
             'is wanted, so the angle ends at π/2.', _fade_half)),
     hints=('Which angle belongs to the first epoch, and which one would belong to the epoch after the last? '
@@ -84,13 +87,15 @@ def my_critic_loss(D, fake, real): # a critic; (B,3,H,W) twice
     "What the critic learns from: fakes should get 0, real pictures 1. No gradient reaches the fake."
     return .5*(D(fake.detach()).square().mean() + (D(real) - 1).square().mean())
 
-def _fixed_critic(kernel):
-    return lambda image: F.conv2d(image, kernel, padding=1)
+def _small_critic(g):
+    D = nn.Conv2d(3, 1, 3, padding=1, bias=False)
+    D.weight.data = .3*torch.randn(D.weight.shape, generator=g)
+    return D
 
 def _critic_cases():
     def case(n, size):
         g = seeded('lab5', 'critic', n)
-        D = _fixed_critic(.3*torch.randn(1, 3, 3, 3, generator=g))
+        D = _small_critic(g)
         return (D, torch.randn(n, 3, size, size, generator=g), torch.randn(n, 3, size, size, generator=g))
     return [case(1, 4), case(2, 5), case(3, 8)]
 
@@ -110,12 +115,14 @@ _CRITIC = Exercise('5.3', "the critic's loss, which the translator does not feel
     Mistake('The labels are swapped: the critic of your loss calls fakes real. That is the wish of the '
             'translator.', _critic_flipped),
     Mistake('Your loss is twice as large. Halve it: the critic learns from two pictures, and the method '
-            'takes their mean.', _critic_whole)),
+            'takes their mean.', _critic_whole),
+    Mistake('The value is right, but you detached what the critic *said*: it learns nothing from the fake. '
+            'Detach the fake itself, before the critic sees it.', _critic_late)),
     hints=('Two squared distances: what the critic says to a fake is compared with 0, what it says to a '
            'real picture with 1. Then think about who may learn from this loss.',
            '`.5*(lsgan(D(…), False) + lsgan(D(real), True))`, and the dots are the fake, cut off from its '
            'past.'),
-    cases=_critic_cases, gradients=(1, 2))
+    cases=_critic_cases, gradients=(0, 1, 2))
 
 # %% ../../nbs/answers/lab5.ipynb #ex-5-4-toy
 class Toy:
@@ -227,6 +234,16 @@ def _step_backwards(seed): # anime first, photo second
         descend(t.optims, ['G'], total.backward)
     return t.state()
 
+def _step_unwilling(seed): # the translator wants to be caught
+    t = Toy(seed)
+    fake, fake_p = t.G(t.x), t.G(t.xp)
+    _critics(t, fake, fake_p)
+    with frozen(t.D, t.D_p):
+        total = lsgan(t.D(fake), False) + lsgan(t.D_p(torch.cat([t.xp, fake_p], 1)), False)
+        descend(t.optims, ['G'], total.backward)
+    return t.state()
+
+
 # %% ../../nbs/answers/lab5.ipynb #ex-5-4-exercise
 def _step_cases(): return [(0,), (1,), (2,)]
 
@@ -239,7 +256,9 @@ _STEP = Exercise('5.4', 'one step of both branches', my_step, (
     Mistake('Swapped branches: D saw the pair and D_p saw pictures that never met. D compares G(x) with y, '
             'D_p compares (xp, G(xp)) with (xp, yp).', _step_swapped),
     Mistake('D_p gets its pictures in the wrong order: the photo comes first, the anime second.',
-            _step_backwards)),
+            _step_backwards),
+    Mistake('Your translator asks for the answer 0: it wants to be caught. It should want the '
+            'critics to say 1 to its pictures, so `lsgan(…, True)`.', _step_unwilling)),
     hints=('Make both pictures first. Then three times `descend`: for D, for D_p, and for G. What must be '
            'different in the third?',
            'The critics see `fake.detach()` and `fake_p.detach()`. For G the critics see the pictures '
@@ -255,7 +274,8 @@ def my_rate(lr, done, epoch_steps, epochs): # the setting; steps that were made;
     return lr*(1 - (epoch - half)/(epochs - half + 1))
 
 def _rate_cases():
-    return [(2e-1, 0, 10, 20), (2e-1, 100, 10, 20), (3e-1, 199, 10, 20), (1., 37, 5, 8), (1., 40, 8, 10), (1., 30, 10, 7)]
+    return [(2e-1, 0, 10, 20), (2e-1, 100, 10, 20), (3e-1, 199, 10, 20), (1., 37, 5, 8), (1., 40, 8, 10),
+            (1., 30, 10, 7)]
 
 # %% ../../nbs/answers/lab5.ipynb #ex-5-5-wrong
 def _rate_restarts(lr, done, epoch_steps, epochs): return lr
