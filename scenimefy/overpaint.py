@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .core import seeded, to_image
-from .data import Windows, find_images, read_image
+from .data import Shelf, Windows, find_images
 from .translator import map_colors
 
 # %% ../nbs/08c_overpaint.ipynb #eq-sectors
@@ -70,11 +70,12 @@ def overpaint_photos(photos,          # a folder or a file of photographs, or se
                      seed:int=0
                     ) -> Path:        # the folder
     "Pairs for Stage 3 from photographs alone. The same seed and files give the same pairs."
-    files, folder, cut = find_images(photos), Path(folder), Windows(size)
+    shelf = Shelf('photos', [(file,) for file in find_images(photos)])     # a broken file is reported, once
+    folder, cut = Path(folder), Windows(size)
     for side in ('trainA', 'trainB'): (folder/side).mkdir(parents=True, exist_ok=True)
-    order = torch.randperm(len(files), generator=seeded('overpaint', seed)).tolist()
+    order = torch.randperm(len(shelf), generator=seeded('overpaint', seed)).tolist()
     for k in tqdm(range(n), desc='paint over', unit='pair'):
-        im = read_image(files[order[k % len(files)]])
+        _, (im,) = shelf.take(order[k % len(order)])
         photo = cut(im, *cut.draw(seeded('overpaint', seed, k)))[None]
         painting = map_colors(overpaint(photo), palette).clamp(-1, 1)
         to_image(photo).save(folder/'trainA'/f'over{k:05d}.png')
