@@ -6,7 +6,7 @@
 __all__ = ['TABLE_4', 'TABLE_3_MORE', 'PUBLISHED', 'interval', 'verdict', 'folder_digest', 'bundled_results', 'read_table',
            'row_file', 'run_table', 'row_values', 'Line', 'compare_rows', 'sentences', 'in_parts', 'strip', 'Ruler',
            'world_ruler', 'AblateSettings', 'world_folder', 'judges', 'plan_3', 'pair_folders', 'short_translator',
-           'plan_4', 'table_cells', 'table_markdown', 'draw_table', 'ablate']
+           'scale_with_palette', 'plan_4', 'table_cells', 'table_markdown', 'draw_table', 'ablate']
 
 # %% ../nbs/12_ablate.ipynb #exp-imports
 import hashlib, importlib.resources, itertools, json, math, re, shutil, statistics, time
@@ -379,6 +379,11 @@ def short_translator(budget:int) -> SemisupSettings:
     epochs = min(_TOY_RECIPE.epochs, budget)
     return _TOY_RECIPE.but(epochs=epochs, epoch_steps=budget//epochs, ema=.98, **_log_at_end(budget))
 
+def scale_with_palette(ruler, pairs, base) -> dict: # {name: measures}
+    "The scale of the ruler, and what it says to photos in the palette of `pairs`, without a network."
+    palette = fit_palette(PairedSet(pairs, base.size, base.load_size))
+    return ruler.scale() | {'photos in the palette': ruler(map_colors(ruler.photo, palette))}
+
 def plan_4(cfg:AblateSettings, work, device:str='cpu') -> dict: # arguments of `run_table`
     "Table 4 and appendix C: Stage 3 from a copy, measured on photos that no run has seen."
     world, pairs = world_folder(work, cfg.world, 192), pair_folders(cfg, work, device)
@@ -390,14 +395,12 @@ def plan_4(cfg:AblateSettings, work, device:str='cpu') -> dict: # arguments of `
         settings = base.but(seed=seed, **change)
         made = train(settings, world/'photos', world/'anime', data, folder, device=device, start=_START)
         return in_parts(load_translator(made).paint, ruler.photo)
-    def scale():
-        palette = fit_palette(PairedSet(pairs['pairs'], base.size, base.load_size))
-        return ruler.scale() | {'photos in the palette': ruler(map_colors(ruler.photo, palette))}
     folders = {name: folder_digest(folder) for name, folder in {'world': world, **pairs}.items()}
     about = dict(table=4, settings=base.to_dict(), scenes=cfg.scenes, real=cfg.real,
                  device=pick_device(device).type, start=digest(load_translator(_START)), **folders,
                  **judges())
-    return dict(rows=TABLE_4, run_one=run_one, measure=ruler, about=about, scale=scale, picture=strip)
+    return dict(rows=TABLE_4, run_one=run_one, measure=ruler, about=about, picture=strip,
+                scale=lambda: scale_with_palette(ruler, pairs['pairs'], base))
 
 # %% ../nbs/12_ablate.ipynb #exp-cells
 _MEASURES = dict(lbce='L_BCE ↓', agreement='label agreement ↑', frechet='tiny distance to anime ↓',

@@ -16,16 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ablate import (AblateSettings, folder_digest, in_parts, judges, pair_folders, short_translator,
-                              strip, world_folder, world_ruler)
+from .ablate import (_START, AblateSettings, folder_digest, in_parts, judges, pair_folders,
+                              scale_with_palette, short_translator, strip, world_folder, world_ruler)
 from .core import SettingsError, opt, pick_device
-from .data import PairedSet, Transform, find_images, read_image
+from .data import Transform, find_images, read_image
 from .losses import lsgan, patch_nce
 from .priors import load_clip
 from .runs import descend, frozen, run_training
 from .selection import digest
-from .semisup import (Run, SemisupSettings, draw_ids, fit_palette, only, over_taps, term_weights,
-                               train)
+from .semisup import Run, SemisupSettings, draw_ids, only, over_taps, term_weights, train
 from .translator import give_tone, load_translator, map_colors
 
 # %% ../nbs/12b_baselines.ipynb #exp-published
@@ -255,7 +254,6 @@ STEPS['AnimeGAN'] = anime_step
 TABLE_1 = {'photo': dict(method='photo'), 'color transfer': dict(method='color transfer'),
            **{name: dict(method=name, **recipe) for name, recipe in RECIPES.items()},
            'Scenimefy': dict(method='Scenimefy')}
-_START = 'copy'   # the bundled network that every trained row begins from
 
 def _world_statistics(folder, n:int=100) -> tuple:
     "Color statistics of the first `n` pictures of a folder, at 64 px."
@@ -281,10 +279,8 @@ def plan_1(cfg:AblateSettings, work, device:str='cpu') -> dict: # arguments of `
             run = BaselineRun(_settings(base, change, seed), *data, device=device, start=_START)
             made = run_training(run, name=method)
         return in_parts(load_translator(made).paint, ruler.photo)
-    def scale():
-        palette = fit_palette(PairedSet(pairs, base.size, base.load_size))
-        return ruler.scale() | {'photos in the palette': ruler(map_colors(ruler.photo, palette))}
     about = dict(table=1, settings=base.to_dict(), scenes=cfg.scenes, real=cfg.real,
                  device=pick_device(device).type, start=digest(load_translator(_START)),
                  world=folder_digest(world), pairs=folder_digest(pairs), **judges())
-    return dict(rows=TABLE_1, run_one=run_one, measure=ruler, about=about, scale=scale, picture=strip)
+    return dict(rows=TABLE_1, run_one=run_one, measure=ruler, about=about, picture=strip,
+                scale=lambda: scale_with_palette(ruler, pairs, base))
