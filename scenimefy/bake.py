@@ -308,6 +308,7 @@ def _bake_drawn(k:Kitchen) -> dict:
     made = k.run(train, cfg, 'drawn-style', photos, anime, pairs, start=first)
     net, step = _last_calm(cfg, made.parent, photos)
     scores = translator_scores(net, k.cfg.n_score//4)
+    net.brush = True                            # `stylize` paints its scenes over (notebook 08d)
     save_translator(net, k.out/'drawn.safetensors', half=True, settings=cfg.to_json(),
                     scores=json.dumps(scores), step=str(step))
     return scores

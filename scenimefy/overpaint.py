@@ -38,16 +38,24 @@ def sectors(radius:int=3   # px
     weights = torch.stack(weights)
     return weights/weights.sum((1, 2), keepdim=True)
 
+# %% ../nbs/08c_overpaint.ipynb #exp-means
+def _sector_means(x, radius) -> Tensor: # (B,C,H,W) → (B,C,8,H,W)
+    "The average of each sector around each pixel; beyond the border, the border goes on."
+    (b, c, h, w), weights = x.shape, sectors(radius)[:, None].to(x)
+    padded = F.pad(x, (radius,)*4, mode='replicate').flatten(0, 1)[:, None]      # every channel on its own
+    return F.conv2d(padded, weights).view(b, c, _SECTORS, h, w)
+
 # %% ../nbs/08c_overpaint.ipynb #eq-kuwahara
 def kuwahara(x:Tensor,         # (B,C,H,W) in [-1,1]
              radius:int=3,     # px: half the width of a stroke
-             sharpness:float=8 # the power with which calm sectors are preferred
+             sharpness:float=8,# the power with which calm sectors are preferred
+             guide:Tensor=None # (B,3,H,W): the picture whose calm counts; None: `x` itself
             ) -> Tensor:       # (B,C,H,W) in [-1,1]
     "Each pixel becomes the average of the calmest sectors around it: texture goes, outlines stay."
-    (b, c, h, w), weights = x.shape, sectors(radius)[:, None].to(x)
-    padded = F.pad(x, (radius,)*4, mode='replicate').flatten(0, 1)[:, None]      # every channel on its own
-    mean = F.conv2d(padded, weights).view(b, c, _SECTORS, h, w)
-    variance = F.conv2d(padded.square(), weights).view_as(mean) - mean.square()
+    mean = _sector_means(x, radius)
+    if guide is None: guide, guide_mean = x, mean
+    else: guide_mean = _sector_means(guide, radius)
+    variance = _sector_means(guide.square(), radius) - guide_mean.square()
     unrest = variance.clamp(min=0).sum(1, keepdim=True).sqrt()                   # of all channels together
     trust = (unrest + 4e-4)**-sharpness
     return (trust*mean).sum(2)/trust.sum(2)

@@ -262,6 +262,7 @@ def _check_input(x, channels, min_side, who):
 class ResnetGenerator(nn.Module):
     "Translate images (B,in_ch,H,W) in [-1,1]; sides come out rounded up to multiples of 4."
     palette = None   # (3,4): its scenes are to get the photo's tone in these colors; see `as_shown`
+    brush = False    # its scenes are to be brushed over by `stylize`; see notebook 08d
     def __init__(self, in_ch=3, out_ch=3,
                  ngf=64,      # channels after the first convolution; 2 and 4 times as many later
                  n_blocks=9): # residual blocks, modules 12 to 11 + n_blocks
@@ -428,6 +429,7 @@ def save_translator(net:ResnetGenerator, # what is written
     about = dict(format='scenimefy.translator', in_ch=net.in_ch, out_ch=net.out_ch, ngf=net.ngf,
                  n_blocks=net.n_blocks, **metadata)
     if net.palette is not None: about['palette'] = net.palette.tolist()
+    if net.brush: about['brush'] = True
     about = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
     with atomic_path(path) as tmp: save_file(tensors, tmp, about)
     return path
@@ -464,10 +466,14 @@ def _build(tensors):
     return net
 
 # %% ../nbs/04_translator.ipynb #exp-palette
+def _header(path) -> dict: # {name: text}
+    "What stands beside the tensors in a safetensors file; nothing for other files."
+    if file_kind(path) != 'safetensors': return {}
+    with safe_open(path, 'pt') as file: return file.metadata() or {}
+
 def _palette_of(path) -> 'torch.Tensor | None':
     "The palette (3,4) in the header of a safetensors file; None if it has none."
-    if file_kind(path) != 'safetensors': return None
-    with safe_open(path, 'pt') as file: text = (file.metadata() or {}).get('palette', 'null')
+    text = _header(path).get('palette', 'null')
     if text == 'null': return None
     try: palette = torch.tensor(json.loads(text), dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError, OverflowError): palette = torch.empty(0)
@@ -484,5 +490,5 @@ def load_translator(weights,         # 'drawn' (bundled), 'shinkai', a .safetens
     try: net = _build(read_weights(path))
     except ValueError as e:
         raise WeightsError(f'{path}: these are not weights of our generator: {e}') from None
-    net.palette = _palette_of(path)
+    net.palette, net.brush = _palette_of(path), _header(path).get('brush') == 'true'
     return net.eval().to(pick_device(device))
