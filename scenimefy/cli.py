@@ -238,6 +238,8 @@ _MaxPixels = Annotated[Optional[int], typer.Option(
     help='Refuse larger photos [89478485]; a panorama that you trust may need more.')]
 _Tone = _maybe(bool, None, 'Give the scene the photo\'s broad light and colors [as the weights ask].',
                '--tone/--no-tone')
+_Brush = _maybe(bool, None, 'Strokes that end at the photo\'s edges, and thin lines [as the weights ask].',
+                '--brush/--no-brush')
 _Batch = _maybe(int, 'INT', 'Photos of one size that run at once [1; on a GPU up to 8].')
 
 # %% ../nbs/15_cli.ipynb #exp-look-options
@@ -280,7 +282,7 @@ def stylize_command(
                                   'first use), a .safetensors or a .pth file.')] = 'drawn',
     device: _Device = 'auto', precision: _Precision = None, max_pixels: _MaxPixels = None,
     batch: _Batch = None,
-    tone: _Tone = None, strength: _Strength = None, keep_color: _KeepColor = None,
+    tone: _Tone = None, brush: _Brush = None, strength: _Strength = None, keep_color: _KeepColor = None,
     preserve: _Preserve = None, mask: _Mask = None, feather: _Feather = None,
     format: _Format = None, quality: _Quality = None, skip_existing: _Skip = None,
     keep_metadata: _Metadata = None, keep_location: _Location = None, report_file: _ReportFile = None):
@@ -289,7 +291,8 @@ def stylize_command(
     asked = dict(batch=batch, strength=strength, keep_color=keep_color, preserve=preserve, feather=feather,
                  format=format, quality=quality, skip_existing=skip_existing, mask=mask,
                  keep_metadata=keep_metadata, keep_location=keep_location)
-    how = dict(weights=weights, device=device, precision=precision, max_pixels=max_pixels, tone=tone)
+    how = dict(weights=weights, device=device, precision=precision, max_pixels=max_pixels, tone=tone,
+               brush=brush)
     how |= {name: value for name, value in asked.items() if value is not None}
     is_file = out.suffix.lower() in _FILES and not out.is_dir()
     if is_file: report = stylize_file(paths, out, **how)

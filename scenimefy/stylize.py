@@ -22,6 +22,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .control import Look, adjust, read_mask
+from .brush import brush_over
 from .core import (SettingsError, UserError, atomic_path, bf16_note, check_images, opt,
                             pick_device, to_image, to_model)
 from .data import ImageError, as_rgb, by_stem, find_images, read_image
@@ -165,14 +166,16 @@ class _Painter:
                  precision:str=None,  # 'fp32' or 'bf16'; None: as a network is, 'fp32' for a file
                  max_pixels:int=None, # of a file; larger ones are refused. Default: `data.MAX_PIXELS`
                  tone:bool=None,      # give a scene its photo's broad tone; None: if the network has a palette
+                 brush:bool=None,     # paint over the scene, notebook 08d; None: if the weights ask for it
                  **settings):         # of `StylizeSettings`, such as strength=.5
         self.settings = StylizeSettings(**settings)
         self.net, self.max_pixels = _ready(weights, device, precision), max_pixels
         self.palette = None if tone is False else self.net.palette
         if tone and self.palette is None: self.palette = torch.eye(3, 4)    # the photo's own colors
+        self.brush = self.net.brush if brush is None else brush
         name = type(weights).__name__ if isinstance(weights, nn.Module) else str(weights)
         self.about = dict(weights=name, device=device, precision=precision, max_pixels=max_pixels, tone=tone,
-                          settings=self.settings.to_dict())
+                          brush=self.brush, settings=self.settings.to_dict())
 
     def batch(self,
               x:torch.Tensor,        # float (B,3,H,W) in [-1,1], any H and W from 1
@@ -182,7 +185,9 @@ class _Painter:
         _check_memory(len(x)*x.shape[2], x.shape[3], self.net)
         scene = translate(self.net, x)
         x = x.to(scene)
-        return adjust(x, as_shown(scene, x, self.palette), self.settings, mask)
+        scene = as_shown(scene, x, self.palette)
+        if self.brush: scene = brush_over(scene, x)
+        return adjust(x, scene, self.settings, mask)
 
     def picture(self, image, mask=None) -> Image.Image:    # as in `stylize`
         "One photo as a scene."
