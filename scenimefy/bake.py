@@ -339,9 +339,10 @@ _ABOUT = {  # {file: (title, what it knows, where it is explained, its limits)}
     'copy': ('Tiny copy', 'photos to themselves: where the demo and the tables begin', 'notebooks 09 and 14',
              'It has no style. It forgets the tone of a photo, as all networks with instance normalization.'),
     'drawn': ('Drawn translator', 'photos to anime scenes of the same size', 'notebooks 09 and 14',
-              'Its anime is the drawn world of notebook 01b, not the work of a studio. On photographs its '
-              'brush is much like that of the filter whose pairs it learned from, if it was given '
-              'photographs (notebook 08c). Faces and people it has hardly seen.')}
+              'Its anime is the drawn world of notebook 01b, not the work of a studio. On photographs it '
+              'does much what the filter does whose pairs it learned from, if it was given photographs '
+              '(notebook 08c), and its edges are soft: `stylize` sharpens them along those of the photo '
+              '(notebook 08d). Faces and people it has hardly seen.')}
 
 # %% ../nbs/14_bake.ipynb #exp-meaning
 _MEANING = {  # {name of a score: what it says}
