@@ -1,5 +1,9 @@
 "Fixtures that several test files share."
+import os
 from pathlib import Path
+
+# two processes share two cores: one thread each, also in the programs that they start
+if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 import numpy as np
 import pytest

@@ -84,6 +84,10 @@ def _nce_leaky(q, k, tau):
     logits = q @ k.mT/tau
     return (logits.logsumexp(-1) - logits.diagonal(dim1=1, dim2=2)).mean()
 
+def _nce_all_images(q, k, tau):
+    logits = q.flatten(0, 1) @ k.detach().flatten(0, 1).mT/tau
+    return (logits.logsumexp(-1) - logits.diagonal()).mean()
+
 def _nce_axis(q, k, tau):
     logits = q @ k.detach().mT/tau
     return (logits.logsumexp(1) - logits.diagonal(dim1=1, dim2=2)).mean()
@@ -104,6 +108,8 @@ _NCE = Exercise('2.3', 'PatchNCE', my_patch_nce, (
             'axis.', _nce_axis),
     Mistake('You summed over patches and images. Average, or more patches would weigh more.',
             _nce_sum),
+    Mistake('Patches of all images compete in your softmax. Keys are the patches of the same image only.',
+            _nce_all_images),
     Mistake('The match stands in your denominator twice: in a column of its own and on the diagonal.',
             _nce_twice),
     Mistake('You averaged probabilities. Take the logarithm of each first, then the mean.', _nce_no_log)),

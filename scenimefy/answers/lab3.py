@@ -120,6 +120,9 @@ def _without_dot(names, n_blocks, blocks):
     for j in range(n_blocks - blocks): still += [f'convs.{2*j}', f'convs.{2*j + 1}', f'to_rgbs.{j}']
     return [name for name in names if name.startswith(tuple(still))]
 
+def _one_block_less(names, n_blocks, blocks): return frozen_names(names, n_blocks, blocks - 1)
+def _one_block_more(names, n_blocks, blocks): return frozen_names(names, n_blocks, blocks + 1)
+
 def _coarse_end(names, n_blocks, blocks):
     learns = []
     for j in range(blocks): learns += [f'convs.{2*j}.', f'convs.{2*j + 1}.', f'to_rgbs.{j}.']
@@ -136,7 +139,11 @@ FREEZING = Exercise(
         Mistake('A text without its dot: `convs.1` is also the beginning of `convs.10` and `convs.11`. '
                 'Compare with `convs.1.`, the dot included.', _without_dot),
         Mistake('You counted from the coarse end. Block 0 is the coarsest; the last `blocks` blocks learn.',
-                _coarse_end)),
+                _coarse_end),
+        Mistake('One block too few learns. The first that learns is number `n_blocks - blocks`.',
+                _one_block_less),
+        Mistake('One block too many learns. The first that learns is number `n_blocks - blocks`.',
+                _one_block_more)),
     hints=('Block j owns `convs.{2j}.`, `convs.{2j+1}.` and `to_rgbs.{j}.`. Which numbers j are the finest?',
            'Collect the beginnings of the names that learn, for j from `n_blocks - blocks` on. '
            'Return the names for which `name.startswith(tuple(learns))` is false.'),
