@@ -430,14 +430,15 @@ def _draw_stratus(c):
 def _puffs(x, y, balls): # balls (B,K,3): x, y, radius
     "Of many balls the nearest one: signed distance to it and its normal (x, y)."
     best = None
-    for bx, by, r in (map(_each, ball.unbind(1)) for ball in balls.unbind(1)):
+    for ball in balls.unbind(1):
+        bx, by, r = map(_each, ball.unbind(1))
         inverse = 1/r
         nx, ny = (x - bx)*inverse, (y - by)*inverse
-        ball = (nx*nx + ny*ny - 1)*r*.5, nx, ny
-        if best is None: best = ball
+        this = (nx*nx + ny*ny - 1)*r*.5, nx, ny
+        if best is None: best = this
         else:
-            closer = ball[0] < best[0]
-            best = tuple(torch.where(closer, a, b) for a, b in zip(ball, best))
+            closer = this[0] < best[0]
+            best = tuple(torch.where(closer, a, b) for a, b in zip(this, best))
     return best
 
 # %% ../nbs/01b_painters.ipynb #exp-clouds

@@ -165,11 +165,16 @@ def _rows_of(path) -> list: # of a file of votes, without its header
             raise UserError(f'{path} holds a damaged line: {row}; mend or remove it')
     return rows
 
+def _vote_files(paths) -> list:
+    one, files = isinstance(paths, (str, os.PathLike)), []
+    for path in map(Path, [paths] if one else paths):
+        files += sorted(path.glob('*.csv')) if path.is_dir() else [path]
+    return files
+
 def read_votes(paths) -> list: # a file, a folder of files, or a list of these
     "All votes as dictionaries. A vote in two files counts once; two answers to a question are refused."
-    paths = [Path(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
     found = {}
-    for path in (f for p in paths for f in (sorted(p.glob('*.csv')) if p.is_dir() else [p])):
+    for path in _vote_files(paths):
         for row in _rows_of(path):
             vote = dict(zip(_COLUMNS, row))
             if found.setdefault(tuple(row[:4]), vote) == vote: continue

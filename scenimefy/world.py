@@ -223,6 +223,9 @@ def _object_kinds(seed, p, word, u):
     kind = torch.where(tree, torch.where(conifer, CONIFER, _ROUND), 0)
     return torch.where(house, HOUSE, kind), house
 
+# %% ../nbs/01_world.ipynb #exp-blend
+def _mix(a, b, t): return a + (b - a)*t        # t=0 gives a, t=1 gives b
+
 # %% ../nbs/01_world.ipynb #exp-place-objects
 def _place_objects(seed, p, word, lake, course, view, horizon):
     "Houses and trees, none of them in the water; pushed off rivers, paths, tracks and houses."
@@ -262,9 +265,6 @@ def _street_trees(word, view, horizon, u, g, x, size):
     street = _is(word, 'street')[:, None]
     return (torch.where(street, view[:, :1] + side*.56*near, x),
             torch.where(street, ((.45 + .25*u[..., 5])*near).clamp(max=.62), size))
-
-# %% ../nbs/01_world.ipynb #exp-blend
-def _mix(a, b, t): return a + (b - a)*t        # t=0 gives a, t=1 gives b
 
 # %% ../nbs/01_world.ipynb #exp-make-scenes
 def scenes(seeds,          # integers: a list, a range or a tensor
