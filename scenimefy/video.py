@@ -189,7 +189,7 @@ class _Source:
 # %% ../nbs/02d_video.ipynb #exp-stream
 def _is_cover(stream) -> bool:
     "Whether a video stream is a still picture beside the sound."
-    return bool(int(getattr(stream, 'disposition', 0)) & 0x400)      # attached_pic
+    return bool(stream.disposition & type(stream.disposition).attached_pic)
 
 def _main_stream(container, path):
     "The video stream that is translated."

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 
@@ -528,15 +527,11 @@ def resident():
 @pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='asks the kernel of Linux')
 @pytest.mark.parametrize('kind', ['mp4', 'gif'])
 def test_memory_does_not_grow_with_length(tmp_path, kind):
-    w, h, n, held = 320, 240, 130, []
+    w, h, n, held = 320, 240, 140, []
     source = film(tmp_path/'a.mp4', n=n, size=(w, h), fill=lambda i: picture(i, w, h))
     def fn(x):
         held.append(resident())
         return x
-    tracemalloc.start()
     run(source, tmp_path/f'b.{kind}', fn, segment=10)
-    held.append(resident())                           # after the segments were joined
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    frame = w*h*3
-    assert peak < 25*frame and max(held) - max(held[:30]) < 25*frame       # 100 frames came later
+    held.append(resident())                                        # after the segments were joined
+    assert max(held) - max(held[:50]) < .3*90*(w*h*3), held        # of 90 frames that came later
