@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['pad_to_fit', 'translate', 'memory_needed', 'StylizeSettings', 'stylize', 'QuickConv', 'quicken', 'Done', 'Failed',
-           'Report', 'write_report', 'save_picture', 'read_told', 'Stylizer', 'stylize_folder', 'stylize_file']
+           'Report', 'write_report', 'write_sheet', 'check_sheet', 'save_picture', 'read_told', 'stylize_folder',
+           'stylize_file', 'film_target', 'Stylizer']
 
 # %% ../nbs/10_stylize.ipynb #exp-imports
-import contextlib, copy, errno, functools, itertools, json, os, re, time, unicodedata, warnings
+import contextlib, copy, errno, functools, hashlib, itertools, json, os, re, time, unicodedata
+import warnings
 from collections import Counter, defaultdict, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ from .control import Look, adjust, read_mask
 from .core import (SettingsError, UserError, atomic_path, bf16_note, check_images, opt,
                             pick_device, to_image, to_model)
 from .data import ImageError, as_rgb, by_stem, find_images, read_image
+from .page import figure_html, grid_html, page_html, shrink
 from .translator import ResnetGenerator, as_shown, load_translator
 from .weights import FULL, find_weights
 
@@ -153,6 +156,7 @@ class StylizeSettings(Look):
     skip_existing: bool = opt(False, 'leave scenes of an earlier run as they are', 'ours')
     keep_metadata: bool = opt(False, 'copy camera, time and author of a photo, not its place', 'ours')
     keep_location: bool = opt(False, 'with keep_metadata: the place too', 'ours')
+    smooth:        bool = opt(False, 'of films: frames that follow each other look alike', 'ours')
     batch:         int  = opt(0, 'photos of one size that run at once; 0: 1, on a GPU more', 'ours',
                               'photos', lo=0)
 
@@ -170,9 +174,12 @@ class _Painter:
         self.net, self.max_pixels = _ready(weights, device, precision), max_pixels
         self.palette = None if tone is False else self.net.palette
         if tone and self.palette is None: self.palette = torch.eye(3, 4)    # the photo's own colors
+        weight = next(self.net.parameters())
+        self.device = weight.device
         name = type(weights).__name__ if isinstance(weights, nn.Module) else str(weights)
-        self.about = dict(weights=name, device=device, precision=precision, max_pixels=max_pixels, tone=tone,
-                          settings=self.settings.to_dict())
+        settings = {k: v for k, v in self.settings.to_dict().items() if k != 'base'}
+        self.about = dict(weights=name, device=str(weight.device), precision=str(weight.dtype)[6:], tone=tone,
+                          max_pixels=max_pixels, settings=settings)
 
     def batch(self,
               x:torch.Tensor,        # float (B,3,H,W) in [-1,1], any H and W from 1
@@ -182,7 +189,8 @@ class _Painter:
         _check_memory(len(x)*x.shape[2], x.shape[3], self.net)
         scene = translate(self.net, x)
         x = x.to(scene)
-        return adjust(x, as_shown(scene, x, self.palette), self.settings, mask)
+        show = getattr(self.net, 'as_shown', as_shown)          # a steady network has its own, see Films
+        return adjust(x, show(scene, x, self.palette), self.settings, mask)
 
     def picture(self, image, mask=None) -> Image.Image:    # as in `stylize`
         "One photo as a scene."
@@ -299,6 +307,51 @@ def write_report(report:Report, path) -> Path:
                 done=rows(report.done), skipped=rows(report.skipped), failed=failed, notes=report.notes)
     with atomic_path(path) as tmp: tmp.write_text(json.dumps(told, indent=1))
     return Path(path)
+
+# %% ../nbs/10_stylize.ipynb #exp-sheet
+_PAIRS, _SMALL = 300, 160    # most pairs of a sheet that is one picture; longest side on a sheet, px
+
+def _small(path, max_pixels=None) -> Image.Image:
+    "A small copy; gray for what can no longer be read."
+    try: return shrink(read_image(path, max_pixels=max_pixels), _SMALL)
+    except ImageError: return Image.new('RGB', (_SMALL, _SMALL//2), 'gray')
+
+def _write_page(pairs, path, small):
+    head, tail = page_html('Photos and scenes', f'{len(pairs)} pairs', '§PAIRS§').split('§PAIRS§')
+    with open(path, 'w', encoding='utf8', errors='replace') as f:
+        f.write(head)
+        for done in pairs:
+            pair = [figure_html(small(p), Path(p).name, _SMALL) for p in (done.path, done.out)]
+            f.write(grid_html(pair, 2) + '\n')
+        f.write(tail)
+
+def _draw_sheet(pairs, path, small):
+    cols, cell = 3, _SMALL + 4
+    rows = max(1, -(-len(pairs)//cols))
+    sheet = Image.new('RGB', (2*cols*cell + 8*(cols - 1), rows*cell), 'white')
+    for i, done in enumerate(pairs):
+        x, y = i % cols*(2*cell + 8), i//cols*cell
+        for dx, p in ((0, done.path), (cell, done.out)): sheet.paste(small(p), (x + dx, y))
+    save_picture(sheet, path)
+
+# %% ../nbs/10_stylize.ipynb #exp-write-sheet
+def write_sheet(report, path) -> Path:
+    "Every photo of a report beside its scene: a page, or one picture of the first 300."
+    path, pairs = check_sheet(path), report.done + report.skipped
+    small = functools.partial(_small, max_pixels=report.about.get('max_pixels'))
+    if path.suffix.lower() == '.html':
+        with atomic_path(path) as tmp: _write_page(pairs, tmp, small)
+        return path
+    if len(pairs) > _PAIRS:
+        report.notes.append(f'{path} shows the first {_PAIRS} of {len(pairs)}; an .html page takes all')
+    _draw_sheet(pairs[:_PAIRS], path, small)
+    return path
+
+def check_sheet(path) -> Path:
+    "`path`, if a sheet can be written there: to be asked before the work, not after it."
+    path = Path(path)
+    if path.suffix.lower() in ('.html', *_WRITTEN): return path
+    raise SettingsError(f'{path}: a sheet is an .html page, or a picture such as .png')
 
 # %% ../nbs/10_stylize.ipynb #exp-sources
 def _as_list(paths) -> list:
@@ -470,7 +523,7 @@ _AT_ONCE = 8, 8*2**20    # on a GPU: photos, and pixels of all of them
 def _how_many(painter, size) -> int:
     "How many photos of one size run at once."
     if painter.settings.batch: return painter.settings.batch
-    if next(painter.net.parameters()).device.type == 'cpu': return 1
+    if painter.device.type == 'cpu': return 1
     most, pixels = _AT_ONCE
     return max(1, min(most, pixels//(size[0]*size[1])))
 
@@ -511,7 +564,7 @@ def _masks(mask, sources) -> dict: # {photo: its mask}
     stems = {photo: unicodedata.normalize('NFC', place.with_suffix('').as_posix()) for photo, place in sources}
     return {photo: masks[stem] for photo, stem in stems.items() if stem in masks}
 
-def _plan(painter, paths, out, mask):
+def _list_jobs(painter, paths, out, mask):
     "Jobs for all photos under `paths`, and a report of those that are not to be done."
     report, cfg = Report(about=painter.about), painter.settings
     sources, report.failed = _sources(paths, out)
@@ -560,18 +613,9 @@ def _add_to(report, job, out, total):
     if job.error is None: report.done.append(Done(job.path, job.out, job.seconds))
     else: report.failed.append(Failed(job.path, _reason(job.error)))
 
-# %% ../nbs/10_stylize.ipynb #exp-stylizer
-class Stylizer(_Painter):
-    "A network and all choices, for as many pictures, folders and films as one likes."
-    def __call__(self, what, out=None, mask=None, progress:bool=False):
-        "A scene for a picture, a list for a list; with `out`, files and folders become files, and a `Report`."
-        if out is None:
-            if isinstance(what, (list, tuple)): return [self.picture(one, mask) for one in what]
-            return self.picture(what, mask)
-        out = Path(out)
-        if out.suffix.lower() in _WRITTEN and not out.is_dir(): return self.file(what, out, mask)
-        return self.folder(what, out, mask, progress)
-
+# %% ../nbs/10_stylize.ipynb #exp-album
+class _Album(_Painter):
+    "A network and all choices, for files and folders: the part of `Stylizer` that needs no films."
     def file(self, paths, out, mask=None) -> Report:
         "One photo into one file."
         start, out, report = time.perf_counter(), Path(out), Report(about=self.about)
@@ -589,10 +633,10 @@ class Stylizer(_Painter):
     def folder(self, paths, out, mask=None, progress:bool=True) -> Report:
         "Every photo under `paths` into a folder; a photo that fails is reported and the others go on."
         start, out = time.perf_counter(), Path(out)
-        jobs, report = _plan(self, _as_list(paths), out, mask)
+        jobs, report = _list_jobs(self, _as_list(paths), out, mask)
         if jobs: _make_folder(out)
         read, write = functools.partial(_read, self), functools.partial(_write_below, self, out.resolve())
-        threads = 1 if next(self.net.parameters()).device.type == 'cpu' else 4
+        threads = 1 if self.device.type == 'cpu' else 4
         steps = _ahead(write, _paint_all(self, _ahead(read, jobs, threads)), threads)
         for job in tqdm(steps, 'stylize', len(jobs), disable=not progress):
             _add_to(report, job, out, len(jobs))
@@ -622,3 +666,55 @@ def stylize_file(paths,                # a list of one photo
                 ) -> Report:
     "Stylize one photo into one file."
     return Stylizer(weights, device, precision, max_pixels, tone, **settings).file(paths, out, mask)
+
+# %% ../nbs/10_stylize.ipynb #exp-film
+_STILL = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
+_ANIMATED = ('.gif', '.webp')
+_CONTAINERS = ('.mp4', '.m4v', '.mov', '.mkv', '.webm')     # other films become .mp4
+
+def film_target(path, out) -> 'Path | None':
+    "The file for the film `path`; None if it is no film, or if a still is asked for."
+    path, out = Path(path), Path(out)
+    if path.suffix.lower() in _STILL or path.is_dir(): return None
+    from scenimefy.video import is_video            # loaded only if there may be a film
+    if not is_video(path): return None
+    if out.suffix and not out.is_dir(): return None if out.suffix.lower() in _STILL else out
+    if path.suffix.lower() in _ANIMATED: return None            # in a folder, the first picture of it
+    return out/(path.name if path.suffix.lower() in _CONTAINERS else f'{path.stem}.mp4')
+
+def _film_key(painter, mask) -> str:
+    "Two runs of one key make the same frames of a film."
+    digest = hashlib.blake2b(digest_size=8)
+    for weights in painter.net.state_dict().values(): digest.update(weights.float().cpu().numpy().tobytes())
+    return json.dumps([digest.hexdigest(), painter.about, str(mask)])
+
+# %% ../nbs/10_stylize.ipynb #exp-stylizer
+class Stylizer(_Album):
+    "A network and all choices, for as many pictures, folders and films as one likes."
+    def __call__(self, what, out=None, mask=None, progress:bool=False):
+        "A scene for a picture, a list for a list; with `out` a file or a folder is written."
+        several = isinstance(what, (list, tuple))
+        if out is None: return [self.picture(w, mask) for w in what] if several else self.picture(what, mask)
+        film = None if several else film_target(what, out)
+        if film: return self.video(what, film, mask, progress=progress)
+        if Path(out).suffix.lower() in _WRITTEN and not Path(out).is_dir(): return self.file(what, out, mask)
+        return self.folder(what, out, mask, progress)
+
+    def video(self, path, out, mask=None, resume:bool=False, progress:bool=True) -> Report:
+        "A film, frame by frame; `resume` goes on with one that was interrupted."
+        from scenimefy.video import map_video, probe
+        painter, steady, region, report = copy.copy(self), None, None, Report(about=self.about)
+        if self.settings.smooth:
+            import scenimefy.steady
+            painter.net = steady = scenimefy.steady.steady(self.net)
+        try:
+            width, height = size = probe(path, self.max_pixels).size
+            if mask is not None: region = read_mask(mask, height, width, self.settings.feather)
+            made = map_video(path, out, lambda frames: painter.batch(frames, region), state=steady,
+                             batch=_how_many(self, size), resume=resume, progress=progress,
+                             key=_film_key(self, mask), max_pixels=self.max_pixels)
+        except ImageError as e: report.failed.append(Failed(Path(path), e.reason))
+        else:
+            report.done, report.seconds = [Done(made.path, made.out, made.seconds)], made.seconds
+            report.notes = list(made.notes)
+        return report
