@@ -236,6 +236,8 @@ _Precision = _maybe(str, 'fp32|bf16', 'Number format of the network [fp32]; bf16
 _MaxPixels = Annotated[Optional[int], typer.Option(
     metavar='INT', min=1, show_default=False,
     help='Refuse larger photos [89478485]; a panorama that you trust may need more.')]
+_MaxMemory = _maybe(str, 'SIZE', 'What the program may hold, such as 4GB [what is free]; a large photo goes '
+                                 'through in strips, with the same result.')
 _Tone = _maybe(bool, None, 'Give the scene the photo\'s broad light and colors [as the weights ask].',
                '--tone/--no-tone')
 _Batch = _maybe(int, 'INT', 'Photos of one size that run at once [1; on a GPU up to 8].')
@@ -293,7 +295,7 @@ def stylize_command(
         metavar='NAME|FILE', help='drawn (bundled, free), shinkai (the paper\'s, non-commercial, fetched on '
                                   'first use), a .safetensors or a .pth file.')] = 'drawn',
     device: _Device = 'auto', precision: _Precision = None, max_pixels: _MaxPixels = None,
-    batch: _Batch = None,
+    max_memory: _MaxMemory = None, batch: _Batch = None,
     tone: _Tone = None, strength: _Strength = None, keep_color: _KeepColor = None,
     preserve: _Preserve = None, mask: _Mask = None, feather: _Feather = None, smooth: _Smooth = None,
     format: _Format = None, quality: _Quality = None, skip_existing: _Skip = None,
@@ -303,9 +305,9 @@ def stylize_command(
     "Turn photos into anime scenes of the same size; a film too."
     from scenimefy.stylize import check_sheet, write_report, write_sheet
     if sheet: check_sheet(sheet)
-    asked = dict(batch=batch, strength=strength, keep_color=keep_color, preserve=preserve, feather=feather,
-                 smooth=smooth, format=format, quality=quality, skip_existing=skip_existing, mask=mask,
-                 keep_metadata=keep_metadata, keep_location=keep_location)
+    asked = dict(max_memory=max_memory, batch=batch, strength=strength, keep_color=keep_color, mask=mask,
+                 preserve=preserve, feather=feather, smooth=smooth, format=format, quality=quality,
+                 skip_existing=skip_existing, keep_metadata=keep_metadata, keep_location=keep_location)
     how = dict(weights=weights, device=device, precision=precision, max_pixels=max_pixels, tone=tone)
     how |= {name: value for name, value in asked.items() if value is not None}
     report = _stylize(paths, out, resume, how)
