@@ -6,7 +6,7 @@
 __all__ = ['upfirdn2d', 'Blur', 'PixelNorm', 'BiasLeakyReLU', 'EqualLinear', 'EqualConv2d', 'ModulatedConv2d', 'Noise',
            'StyledConv', 'ToRGB', 'resolutions', 'channel_plan', 'Generator', 'truncate', 'mix_styles', 'draw_styles',
            'minibatch_deviation', 'check_batch', 'Discriminator', 'read_stylegan', 'save_stylegan', 'generator_sizes',
-           'load_stylegan', 'load_discriminator', 'grow']
+           'build_stylegan', 'load_stylegan', 'load_discriminator', 'grow']
 
 # %% ../nbs/03_stylegan.ipynb #exp-imports
 import argparse, re
@@ -428,36 +428,45 @@ def _discriminator_sizes(state:dict) -> dict:
     return dict(size=max(plan), channels=plan)
 
 # %% ../nbs/03_stylegan.ipynb #exp-load
-def _load(weights, part, kind, sizes_of):
-    "A network of class `kind` that holds `part` of a StyleGAN file."
-    states = read_stylegan(weights)
-    if part not in states: raise WeightsError(f'{weights}: it holds {", ".join(states)}, but no {part}')
-    def wrong(why): raise WeightsError(f'{weights}: {part} is no {kind.__name__} of ours: {why}') from None
-    try: sizes = sizes_of(states[part])
-    except (KeyError, IndexError) as e: wrong(f'{e} is missing or has another shape')
+_TOO_WIDE = 2048   # channels; the released networks have 512
+
+def build_stylegan(state:dict,   # its `state_dict`
+                   kind          # `Generator` or `Discriminator`
+                  ) -> nn.Module:
+    "A network of class `kind` that holds `state`; ValueError says what does not fit."
+    sizes_of = generator_sizes if kind is Generator else _discriminator_sizes
+    state = _float32(state)
+    try: sizes = sizes_of(state)
+    except (KeyError, IndexError) as e: raise ValueError(f'{e} is missing or has another shape') from None
     widths = [*sizes['channels'].values(), sizes.get('style_dim', 1), 32*sizes.get('n_mlp', 1)]
-    if sizes['size'] > 1024 or min(widths) < 1 or max(widths) > 2048:
-        wrong(f'its sizes make no sense: {sizes}')
-    try:
-        with torch.device('meta'): net = kind(**sizes)  # shapes without memory; the caller's seed stays
-    except SettingsError as e: wrong(e)
-    if why := misfit(states[part], net.state_dict()): wrong(why)
-    net.load_state_dict(states[part], strict=True, assign=True)
+    if sizes['size'] > 1024 or min(widths) < 1 or max(widths) > _TOO_WIDE:
+        raise ValueError(f'its sizes make no sense: {sizes}')
+    with torch.device('meta'): net = kind(**sizes)  # shapes without memory; the caller's seed stays
+    if why := misfit(state, net.state_dict()): raise ValueError(why)
+    net.load_state_dict(state, strict=True, assign=True)
     return net.eval()
 
 # %% ../nbs/03_stylegan.ipynb #exp-load-named
+def _load(weights, part, kind):
+    "A network of class `kind` that holds `part` of a StyleGAN file."
+    states = read_stylegan(weights)
+    if part not in states: raise WeightsError(f'{weights}: it holds {", ".join(states)}, but no {part}')
+    try: return build_stylegan(states[part], kind)
+    except ValueError as e:
+        raise WeightsError(f'{weights}: {part} is no {kind.__name__} of ours: {e}') from None
+
 def load_stylegan(weights,            # as in `read_stylegan`
                   which:str='g_ema',  # or 'g': without averaging
                   device:str='cpu'    # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
                  ) -> Generator:      # float32, in eval mode
     "A fresh generator from a file or by name; its sizes are read off the shapes, every key is checked."
-    return _load(weights, which, Generator, generator_sizes).to(pick_device(device))
+    return _load(weights, which, Generator).to(pick_device(device))
 
 def load_discriminator(weights,           # as in `read_stylegan`; the file must hold a `d`
                        device:str='cpu'
                       ) -> Discriminator: # float32, in eval mode
     "The critic that was trained with it."
-    return _load(weights, 'd', Discriminator, _discriminator_sizes).to(pick_device(device))
+    return _load(weights, 'd', Discriminator).to(pick_device(device))
 
 # %% ../nbs/03_stylegan.ipynb #exp-hub
 _GENERATOR_CARD = ('A StyleGAN2 generator', 'A generator that paints scenes from random codes.', """

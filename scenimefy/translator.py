@@ -7,7 +7,7 @@ __all__ = ['TAPS', 'ReflectPad', 'instance_norm', 'InstanceNorm', 'squares', 'fi
            'seen_from_afar', 'match_colors', 'give_tone', 'as_shown', 'BlurDown', 'FixedFilter', 'Downsample',
            'Upsample', 'ResnetBlock', 'count_parameters', 'ResnetGenerator', 'tap_channels', 'tap_shapes',
            'output_side', 'released_side', 'footprint', 'PatchCritic', 'unit_rows', 'sample_ids', 'PatchHeads',
-           'init_weights', 'save_translator', 'load_translator']
+           'init_weights', 'save_translator', 'build_translator', 'load_translator']
 
 # %% ../nbs/04_translator.ipynb #exp-imports
 import contextlib, copy, json, math, re
@@ -456,7 +456,8 @@ def _fault(tensors, sizes):
     with torch.device('meta'): want = ResnetGenerator(**sizes).state_dict()   # shapes only, no memory
     return misfit(tensors, want)
 
-def _build(tensors):
+def build_translator(tensors:dict         # its `state_dict`, perhaps in half precision or with a wrapper's names
+                    ) -> ResnetGenerator: # float32
     "A generator holding `tensors`; ValueError says what does not fit."
     if not is_state(tensors):
         raise ValueError('this is no dictionary of tensors but a whole training state or another object')
@@ -489,7 +490,7 @@ def load_translator(weights,         # 'drawn' (bundled), 'shinkai', a file, a s
                   ) -> ResnetGenerator: # float32, in eval mode
     "A fresh generator from a weights file, checked key by key."
     path = find_weights(weights)
-    try: net = _build(read_weights(path))
+    try: net = build_translator(read_weights(path))
     except ValueError as e:
         raise WeightsError(f'{path}: these are not weights of our generator: {e}') from None
     notes = noted(path)
@@ -511,8 +512,9 @@ stylize('photo.jpg', net).save('scene.png')
 or `scenimefy stylize photo.jpg -o scenes --weights hf:OWNER/NAME`. As a plain network:
 
 ```python
+import torch
 from scenimefy.core import to_image, to_model
 from scenimefy.data import read_image
 photo = to_model(read_image('photo.jpg'))[None, :, :256, :256]   # (1,3,H,W) in [-1,1], sides multiples of 4
-to_image(net.paint(photo)[0]).save('corner.png')
-""")
+with torch.no_grad(): scene = net.paint(photo)
+to_image(scene[0]).save('corner.png')""")

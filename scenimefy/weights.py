@@ -474,7 +474,7 @@ def known_card(state:dict,  # `state_dict` of a network
         tensors = load_file(PACKAGE/file)
         if any(_is_part(state, tensors, part) for part in ('', 'g_ema/', 'g/', 'd/')):
             card = (PACKAGE/file).with_suffix('.md').read_text(encoding='utf8')
-            return card.partition('\n')[2].strip()     # without its title
+            return f'The numbers of `{file}` in the package. Its card says:' + card.partition('\n')[2]
     return ''
 
 # %% ../nbs/02c_weights.ipynb #exp-card
@@ -490,7 +490,7 @@ _CARD = """---
 | | |
 |---|---|
 {% for name, value in config.items() -%}
-| {{ name }} | {{ value }} |
+| {{ name }} | {{ value if value | string | length < 99 else 'in config.json' }} |
 {% endfor -%}
 | parameters | {{ parameters }} |
 
