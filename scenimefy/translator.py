@@ -7,7 +7,7 @@ __all__ = ['TAPS', 'ReflectPad', 'instance_norm', 'InstanceNorm', 'squares', 'fi
            'seen_from_afar', 'match_colors', 'give_tone', 'as_shown', 'BlurDown', 'FixedFilter', 'Downsample',
            'Upsample', 'ResnetBlock', 'count_parameters', 'ResnetGenerator', 'tap_channels', 'tap_shapes',
            'output_side', 'released_side', 'footprint', 'PatchCritic', 'unit_rows', 'sample_ids', 'PatchHeads',
-           'init_weights', 'save_translator', 'build_translator', 'load_translator']
+           'init_weights', 'save_translator', 'build_translator', 'palette_in', 'load_translator']
 
 # %% ../nbs/04_translator.ipynb #exp-imports
 import contextlib, copy, json, math, re
@@ -475,7 +475,7 @@ def build_translator(tensors:dict         # its `state_dict`, perhaps in half pr
 # %% ../nbs/04_translator.ipynb #exp-palette
 def _as_list(palette): return None if palette is None else palette.tolist()
 
-def _palette_in(notes:dict, path) -> 'torch.Tensor | None':
+def palette_in(notes:dict, path) -> 'torch.Tensor | None':
     "The palette (3,4) among what is noted beside the weights; None if there is none."
     if notes.get('palette') is None: return None
     try: palette = torch.tensor(notes['palette'], dtype=torch.float32)
@@ -495,7 +495,7 @@ def load_translator(weights,         # 'drawn' (bundled), 'shinkai', a file, a s
         raise WeightsError(f'{path}: these are not weights of our generator: {e}') from None
     notes = noted(path)
     check_noted(path, notes, net.sizes())
-    net.palette = _palette_in(notes, path)
+    net.palette = palette_in(notes, path)
     return net.eval().to(pick_device(device))
 
 # %% ../nbs/04_translator.ipynb #exp-hub
