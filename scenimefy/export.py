@@ -83,7 +83,8 @@ def _described(part, f:Found) -> str:
     "One line about a network that was taken."
     net = f.net
     sizes = f'ngf {net.ngf}, n_blocks {net.n_blocks}' if isinstance(net, ResnetGenerator) else f'{net.size} px'
-    place = f'from {f.entry.strip("./") or "the top of the file"}' + (f', now {part}' if part else '')
+    entry = f.entry.strip('./')
+    place = f'from {entry or "the top of the file"}' + (f', now {part}' if part not in ('', entry) else '')
     return f'{_NAMES[type(net)]}: {sizes}, {count_parameters(net):,} parameters, {"/".join(f.formats)}, {place}'
 
 def _left_out(content:dict, flat:dict, chosen:dict) -> list: # lines: one, or none

@@ -515,6 +515,6 @@ or `scenimefy stylize photo.jpg -o scenes --weights hf:OWNER/NAME`. As a plain n
 import torch
 from scenimefy.core import to_image, to_model
 from scenimefy.data import read_image
-photo = to_model(read_image('photo.jpg'))[None, :, :256, :256]   # (1,3,H,W) in [-1,1], sides multiples of 4
+photo = to_model(read_image('photo.jpg'))[..., :256, :256]   # (1,3,256,256) in [-1,1]; sides: multiples of 4
 with torch.no_grad(): scene = net.paint(photo)
 to_image(scene[0]).save('corner.png')""")

@@ -8,7 +8,7 @@ __all__ = ['PACKAGE', 'REGISTRY', 'FID_SHA', 'FULL', 'WeightsError', 'file_kind'
            'from_hub', 'noted', 'check_noted', 'known_card', 'OnHub']
 
 # %% ../nbs/02c_weights.ipynb #exp-imports
-import errno, hashlib, http.client, importlib.resources, json, os, pickletools, sys
+import errno, hashlib, http.client, importlib.resources, json, os, pickletools, sys, textwrap
 import urllib.error, urllib.parse, urllib.request, zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,8 @@ def file_kind(path) -> str:
 # %% ../nbs/02c_weights.ipynb #exp-names
 _PLAIN = {'collections OrderedDict', 'torch._utils _rebuild_tensor_v2', 'torch FloatStorage',
           'torch HalfStorage', 'torch BFloat16Storage', 'torch DoubleStorage', 'torch LongStorage',
-          'torch._utils _rebuild_parameter'}
+          'torch IntStorage', 'torch ShortStorage', 'torch CharStorage', 'torch ByteStorage',
+          'torch BoolStorage', 'torch._utils _rebuild_parameter'}
 
 def _names_in_pth(path) -> set: # 'module name' of everything that loading would look up
     "Read, without running it, what the program inside a .pth file would call."
@@ -423,7 +424,7 @@ def from_hub(name:str,                    # owner/name or owner/name@revision; h
         folder = snapshot_download(repo, revision=revision or None, allow_patterns=[_TENSORS, _CONFIG],
                                    local_files_only=local_files_only or offline(), **how)
     except Exception as e:      # of several libraries, and not the same ones in each version
-        why = 'SCENIMEFY_OFFLINE is set' if offline() else ' '.join(str(e).split())[:200]
+        why = 'SCENIMEFY_OFFLINE is set' if offline() else textwrap.shorten(str(e), 160, placeholder=' …')
         raise WeightsError(f'{_HUB}{repo}: cannot fetch it from the Hugging Face Hub ({why}). '
                            'The name must be OWNER/NAME, a folder must exist') from None
     return tensors_of(folder)
