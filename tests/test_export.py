@@ -87,6 +87,8 @@ def test_a_palette_that_only_the_config_knows(tmp_path):
     net.save_pretrained(tmp_path)
     save_file(net.state_dict(), tmp_path/'model.safetensors')
     assert load_translator(tmp_path).palette.equal(net.palette)
+    (tmp_path/'config.json').write_text('{"n_blocks": 9}')
+    with pytest.raises(WeightsError, match='n_blocks is 9, but it is 1'): load_translator(tmp_path)
 
 
 @pytest.mark.parametrize('change, words', [
@@ -266,6 +268,7 @@ WRAPPERS = {
     'averaged': lambda s: {'n_averaged': torch.tensor(9)} | {f'module.{k}': v for k, v in s.items()},
     'both': lambda s: {'net': {k: v*2 for k, v in s.items()},
                        'net_ema': {f'module._orig_mod.{k}': nn.Parameter(v) for k, v in s.items()}},
+    'beside': lambda s: s | {'optimizer': {'state': {0: torch.ones(2)}}},
     'half': lambda s: {k: v.half() for k, v in s.items()}}
 
 
