@@ -512,7 +512,8 @@ def doctor_command():
 def convert_command(
     source: Annotated[str, typer.Argument(
         metavar='IN', show_default=False,
-        help='A .pth, .pt or .safetensors file with a translator or StyleGAN2 networks, or a name such as shinkai.')],
+        help='A .pth, .pt or .safetensors file with a translator or StyleGAN2 networks, or a name such as '
+             'shinkai.')],
     out: Annotated[Path, typer.Option('-o', '--out', metavar='OUT.safetensors', show_default=False,
                                       help='The file to write.')],
     half: Annotated[bool, typer.Option('--half', help='Store half precision: half the size.')] = False):

@@ -81,11 +81,12 @@ _NAMES = {ResnetGenerator: 'translator', Generator: 'StyleGAN2 generator', Discr
 
 def _described(part, f:Found) -> str:
     "One line about a network that was taken."
-    net = f.net
-    sizes = f'ngf {net.ngf}, n_blocks {net.n_blocks}' if isinstance(net, ResnetGenerator) else f'{net.size} px'
+    net, formats = f.net, '/'.join(f.formats)
+    is_translator = isinstance(net, ResnetGenerator)
+    sizes = f'ngf {net.ngf}, n_blocks {net.n_blocks}' if is_translator else f'{net.size} px'
     entry = f.entry.strip('./')
     place = f'from {entry or "the top of the file"}' + (f', now {part}' if part not in ('', entry) else '')
-    return f'{_NAMES[type(net)]}: {sizes}, {count_parameters(net):,} parameters, {"/".join(f.formats)}, {place}'
+    return f'{_NAMES[type(net)]}: {sizes}, {count_parameters(net):,} parameters, {formats}, {place}'
 
 def _left_out(content:dict, flat:dict, chosen:dict) -> list: # lines: one, or none
     "What else the file held."
@@ -130,8 +131,8 @@ def _why_nothing(flat, misfits) -> str:
     "Why a file holds no network of ours."
     if misfits: return '; '.join(misfits[:2])
     if not flat: return 'it holds no tensors under names'
-    return (f'its {len(flat)} tensors ({", ".join(list(flat)[:2])}, …) are those of another network. Known are '
-            'translators as the Scenimefy authors released them, and StyleGAN2 checkpoints of rosinality')
+    return (f'its {len(flat)} tensors ({", ".join(list(flat)[:2])}, …) are those of another network. Known '
+            'are translators as the Scenimefy authors released them, and StyleGAN2 checkpoints of rosinality')
 
 # %% ../nbs/10c_export.ipynb #exp-convert
 def convert(source,             # a .pth, .pt or .safetensors file, or what else `find_weights` takes

@@ -477,8 +477,7 @@ from scenimefy.stylegan import Generator
 net = Generator.from_pretrained('OWNER/NAME')   # or the path of this folder
 with torch.no_grad(): picture = net(torch.randn(1, net.style_dim))
 to_image(picture[0].clamp(-1, 1)).save('scene.png')""")
-_CRITIC_CARD = ('A StyleGAN2 critic', 'A critic that scores pictures: the higher, the more like its training data.',
-                """
+_CRITIC_CARD = ('A StyleGAN2 critic', 'A critic that scores pictures; high is like its training data.', """
 import torch
 from scenimefy.stylegan import Discriminator
 

@@ -456,7 +456,7 @@ def _fault(tensors, sizes):
     with torch.device('meta'): want = ResnetGenerator(**sizes).state_dict()   # shapes only, no memory
     return misfit(tensors, want)
 
-def build_translator(tensors:dict         # its `state_dict`, perhaps in half precision or with a wrapper's names
+def build_translator(tensors:dict         # its `state_dict`; half precision and wrappers are fine
                     ) -> ResnetGenerator: # float32
     "A generator holding `tensors`; ValueError says what does not fit."
     if not is_state(tensors):
@@ -481,7 +481,8 @@ def palette_in(notes:dict, path) -> 'torch.Tensor | None':
     try: palette = torch.tensor(notes['palette'], dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError, OverflowError): palette = torch.empty(0)
     if palette.shape != (3, 4) or not palette.isfinite().all():
-        raise WeightsError(f'{path}: its palette is {notes["palette"]}, not three rows of four finite numbers')
+        raise WeightsError(f'{path}: its palette is {notes["palette"]}, not three rows of four finite '
+                           'numbers')
     return palette
 
 # %% ../nbs/04_translator.ipynb #exp-load
@@ -500,8 +501,8 @@ def load_translator(weights,         # 'drawn' (bundled), 'shinkai', a file, a s
 
 # %% ../nbs/04_translator.ipynb #exp-hub
 _CARD_TEXTS = ('A translator of photos into anime scenes',
-    'A residual network (ResNet) that takes a photo of any size and paints the same scene. If it has a palette, '
-    'the scene then gets the broad light and color of its photo, in the colors of the style.', """
+    'A residual network (ResNet) that takes a photo of any size and paints the same scene. If it has a '
+    'palette, the scene then gets the broad light and color of its photo, in the colors of the style.', """
 from scenimefy import stylize
 from scenimefy.translator import ResnetGenerator
 

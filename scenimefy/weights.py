@@ -384,7 +384,7 @@ def fetch(name:str,      # a name in `REGISTRY`
     return target
 
 # %% ../nbs/02c_weights.ipynb #exp-find
-_TENSORS, _CONFIG = 'model.safetensors', 'config.json'  # the two files of a folder, as on the Hugging Face Hub
+_TENSORS, _CONFIG = 'model.safetensors', 'config.json'  # two files of a folder, as on the Hugging Face Hub
 _HUB = 'hf:'                                            # what the name of a repository there begins with
 
 def find_weights(weights,                # a name, a path, or hf:owner/name

@@ -233,7 +233,7 @@ def test_weights_of_a_command_may_be_a_folder_or_a_name(tmp_path, hub, monkeypat
     whole = weights.snapshot_download
     monkeypatch.setattr(weights, 'snapshot_download', lambda repo, **how: whole(repo, **how, **hub))
     assert find_weights('hf:me/net', 'stylegan').read_bytes() == find_weights(tmp_path/'hub').read_bytes()
-    with pytest.raises(WeightsError, match='hf:OWNER/NAME'): find_weights('me/net')     # a path, never a request
+    with pytest.raises(WeightsError, match='hf:OWNER/NAME'): find_weights('me/net')  # a path, no request
 
 
 def test_upload(tmp_path, monkeypatch):
@@ -313,7 +313,8 @@ def test_the_released_sizes(tmp_path):
     net = ResnetGenerator()
     torch.save(net.state_dict(), tmp_path/'Shinkai_net_G.pth')
     (line,) = convert(tmp_path/'Shinkai_net_G.pth', tmp_path/'half.safetensors', half=True)
-    assert line == ('translator: ngf 64, n_blocks 9, 11,378,179 parameters, float32, from the top of the file')
+    assert line == ('translator: ngf 64, n_blocks 9, 11,378,179 parameters, float32, '
+                    'from the top of the file')
     assert 22e6 < (tmp_path/'half.safetensors').stat().st_size < 23.5e6
     again = load_translator(tmp_path/'half.safetensors').state_dict()
     assert all(torch.equal(v.half().float(), again[k]) for k, v in net.state_dict().items())
@@ -325,7 +326,8 @@ def test_what_a_file_of_ours_knows_is_kept(tmp_path):
     convert(tmp_path/'in.safetensors', tmp_path/'out.safetensors', half=True)
     from scenimefy.weights import noted
     found = noted(tmp_path/'out.safetensors')
-    assert found['scores'] == {'l1': .5} and found['note'] == 'by hand' and found['source'] == 'in.safetensors'
+    assert found['scores'] == {'l1': .5} and found['note'] == 'by hand'
+    assert found['source'] == 'in.safetensors'
     assert load_translator(tmp_path/'out.safetensors').palette.equal(net.palette)
     convert(tmp_path/'out.safetensors', tmp_path/'out.safetensors')           # onto itself, and again
     convert(tmp_path/'out.safetensors', tmp_path/'out.safetensors')
@@ -358,12 +360,13 @@ def test_what_is_none_of_ours(tmp_path):
     refused(tmp_path, {'ema': {k: v for k, v in state.items() if 'filt' not in k}}, 'ema/ is no .* missing')
     refused(tmp_path, {**state, 'model.4.bias': state['model.4.bias']*float('nan')}, 'NaN')
     refused(tmp_path, {**state, 'model.4.bias': state['model.4.bias'].int()}, 'holds torch.int32')
-    refused(tmp_path, {**state, 'model.1.weight': torch.zeros(1, 3, 1, 1).expand(10**6, 3, 7, 7)}, 'no ResnetG')
+    wide = torch.zeros(1, 3, 1, 1).expand(10**6, 3, 7, 7)
+    refused(tmp_path, {**state, 'model.1.weight': wide}, 'no ResnetG')
     refused(tmp_path, {**state, 'model.1.weight': state['model.1.weight']*1e9}, 'too large', half=True)
     refused(tmp_path, {**state, 'x': Evil(tmp_path/'ran')}, 'mkdir')
     assert not (tmp_path/'ran').exists()
     with pytest.raises(WeightsError, match='rename it'): convert('drawn', tmp_path/'x.pth')
-    with pytest.raises(WeightsError, match='no such file'): convert(tmp_path/'nothing', tmp_path/'x.safetensors')
+    with pytest.raises(WeightsError, match='no such file'): convert(tmp_path/'no', tmp_path/'x.safetensors')
 
 
 def test_a_dictionary_inside_itself():
@@ -374,9 +377,10 @@ def test_a_dictionary_inside_itself():
 
 def test_the_command(tmp_path):
     torch.save({'ema': translator().state_dict()}, tmp_path/'in.pth')
-    done = CliRunner().invoke(app, ['convert', str(tmp_path/'in.pth'), '-o', str(tmp_path/'o.safetensors'), '--half'])
-    assert done.exit_code == 0 and 'from ema' in done.output and str(tmp_path/'o.safetensors') in done.output
-    done = CliRunner().invoke(app, ['convert', str(tmp_path/'none.pth'), '-o', str(tmp_path/'o.safetensors')])
+    out = str(tmp_path/'o.safetensors')
+    done = CliRunner().invoke(app, ['convert', str(tmp_path/'in.pth'), '-o', out, '--half'])
+    assert done.exit_code == 0 and 'from ema' in done.output and out in done.output
+    done = CliRunner().invoke(app, ['convert', str(tmp_path/'none.pth'), '-o', out])
     assert done.exit_code == 1 and 'no such file' in done.output
 
 
@@ -419,4 +423,4 @@ def test_what_the_onnx_file_says(exported):
     assert [d.dim_param or d.dim_value for d in dims] == ['batch', 3, 'height', 'width']
     raw = path.read_bytes()
     assert b'.py' not in raw and str(Path.home()).encode() + b'/' not in raw      # no file of this machine
-    assert net.training is False and next(net.parameters()).requires_grad         # the network itself is as it was
+    assert net.training is False and next(net.parameters()).requires_grad     # it is as it was
