@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Program', 'main', 'demo_command', 'stylize_command', 'train_command', 'pretrain_command', 'finetune_command',
-           'pairs_command', 'bake_command', 'evaluate_command', 'compare_command', 'ablate_command', 'doctor_command']
+           'pairs_command', 'bake_command', 'evaluate_command', 'compare_command', 'ablate_command', 'doctor_command',
+           'convert_command', 'export_command']
 
 # %% ../nbs/15_cli.ipynb #exp-imports
 import contextlib, dataclasses, importlib, inspect, os, re, sys, time, traceback, warnings
@@ -295,7 +296,7 @@ def stylize_command(
         help='For the anime scenes; of a single photo or film also a file, such as scene.png.')],
     weights: Annotated[str, typer.Option(
         metavar='NAME|FILE', help='drawn (bundled, free), shinkai (the paper\'s, non-commercial, fetched on '
-                                  'first use), a .safetensors or a .pth file.')] = 'drawn',
+                                  'first use), a file, a saved folder, or hf:OWNER/NAME.')] = 'drawn',
     device: _Device = 'auto', precision: _Precision = None, max_pixels: _MaxPixels = None,
     max_memory: _MaxMemory = None, batch: _Batch = None,
     tone: _Tone = None, brush: _Brush = None, strength: _Strength = None, keep_color: _KeepColor = None,
@@ -565,3 +566,39 @@ def doctor_command():
     broken = marks.count(BROKEN)
     typer.echo(f'\n{broken} broken' if broken else '\nNothing is broken.')
     if broken: raise typer.Exit(1)
+
+# %% ../nbs/15_cli.ipynb #exp-convert
+@app.command('convert')
+def convert_command(
+    source: Annotated[str, typer.Argument(
+        metavar='IN', show_default=False,
+        help='A .pth, .pt or .safetensors file with a translator or StyleGAN2 networks, or a name such as '
+             'shinkai.')],
+    out: Annotated[Path, typer.Option('-o', '--out', metavar='OUT.safetensors', show_default=False,
+                                      help='The file to write.')],
+    half: Annotated[bool, typer.Option('--half', help='Store half precision: half the size.')] = False):
+    "Weights of other programs as one safetensors file; nothing in them is run."
+    from scenimefy.export import convert
+    for line in convert(source, out, half): typer.echo(line)
+    typer.echo(out)
+
+# %% ../nbs/15_cli.ipynb #exp-export
+@app.command('export')
+def export_command(
+    weights: Annotated[str, typer.Argument(
+        metavar='WEIGHTS', show_default=False,
+        help='drawn, shinkai, a weights file, a saved folder, or hf:OWNER/NAME.')],
+    out: Annotated[Path, typer.Option('-o', '--out', metavar='OUT.onnx', show_default=False,
+                                      help='The file to write.')]):
+    "A translator as ONNX, with open batch, height and width; tone and palette are not in the graph."
+    from importlib.util import find_spec
+    from scenimefy.export import OPSET, compare_onnx, export_onnx
+    from scenimefy.translator import load_translator
+    net = load_translator(weights)
+    export_onnx(net, out)
+    typer.echo(f'photo and scene: float32 (N,3,H,W), RGB in [-1,1], sides multiples of 4; opset {OPSET}')
+    if find_spec('onnxruntime'):
+        gap = max(compare_onnx(net, out).values())
+        typer.echo(f'largest difference from PyTorch in onnxruntime: {gap:.1e}')
+    else: _tell('note: not compared with PyTorch; pip install onnxruntime')
+    typer.echo(out)

@@ -6,7 +6,7 @@
 __all__ = ['upfirdn2d', 'Blur', 'PixelNorm', 'BiasLeakyReLU', 'EqualLinear', 'EqualConv2d', 'ModulatedConv2d', 'Noise',
            'StyledConv', 'ToRGB', 'resolutions', 'channel_plan', 'Generator', 'truncate', 'mix_styles', 'draw_styles',
            'minibatch_deviation', 'check_batch', 'Discriminator', 'read_stylegan', 'save_stylegan', 'generator_sizes',
-           'load_stylegan', 'load_discriminator', 'grow']
+           'build_stylegan', 'load_stylegan', 'load_discriminator', 'grow']
 
 # %% ../nbs/03_stylegan.ipynb #exp-imports
 import argparse, re
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .core import SettingsError, UserError, atomic_path, pick_device
-from .weights import WeightsError, bare, find_weights, is_state, misfit, read_weights
+from .weights import OnHub, WeightsError, bare, find_weights, is_state, misfit, read_weights
 
 # %% ../nbs/03_stylegan.ipynb #eq-upfirdn
 def upfirdn2d(x:Tensor,         # (B,C,H,W)
@@ -236,7 +236,7 @@ class _Layers(nn.Module):
         return [getattr(self.noises, f'noise_{i}') for i in range(len(self.noise_sides()))]
 
 # %% ../nbs/03_stylegan.ipynb #exp-generator
-class Generator(_Layers):
+class Generator(_Layers, OnHub, pipeline_tag='unconditional-image-generation'):
     "StyleGAN2's generator: a mapping network that makes styles, a synthesis network that paints with them."
     def synthesis(self, w_plus:Tensor,  # (B,n_latent,style_dim): a style for every layer
                   noise:list=None       # (B,1,r,r) or (1,1,r,r) per layer; None: fresh
@@ -265,6 +265,14 @@ class Generator(_Layers):
             if mean_w is None: raise ValueError('truncation needs mean_w; `G.mean_latent(4096)` gives it')
             w = truncate(w, mean_w, truncation)
         return self.synthesis(w[:, None].expand(-1, self.n_latent, -1), noise)
+
+    # how it is saved and loaded, below
+    _KIND = 'stylegan'
+    def _card_texts(self): return _GENERATOR_CARD
+    def hub_config(self): return generator_sizes(self.state_dict())
+    def _write(self, path): _save_one(self, path)
+    @classmethod
+    def _read(cls, path): return load_stylegan(path)
 
 # %% ../nbs/03_stylegan.ipynb #eq-truncation
 def truncate(w:Tensor,       # (B,style_dim), or any shape that `mean_w` broadcasts to
@@ -326,7 +334,7 @@ def check_batch(batch:int): # images per step; 1 passes: a single picture has no
                             f'take {batch - 1} or {batch + 1}')
 
 # %% ../nbs/03_stylegan.ipynb #exp-discriminator
-class Discriminator(nn.Module):
+class Discriminator(nn.Module, OnHub):
     "StyleGAN2's critic of images: residual blocks down to 4×4, minibatch deviation, two linear layers."
     def __init__(self, size:int, channel_multiplier:int=2, channels:dict=None):
         super().__init__()
@@ -345,11 +353,22 @@ class Discriminator(nn.Module):
         x = self.final_conv(minibatch_deviation(x))
         return self.final_linear(x.flatten(1))
 
+    # how it is saved and loaded, below
+    _KIND = 'stylegan'
+    def _card_texts(self): return _CRITIC_CARD
+    def hub_config(self): return _discriminator_sizes(self.state_dict())
+    def _write(self, path): _save_one(self, path)
+    @classmethod
+    def _read(cls, path): return load_discriminator(path)
+
 # %% ../nbs/03_stylegan.ipynb #exp-parts
 _PARTS = ('g_ema', 'g', 'd')  # averaged generator, generator, critic: the names that released checkpoints use
 
 def _by_network(flat):
-    "{'g_ema/…': tensor} as {'g_ema': {'…': tensor}}."
+    "{'g_ema/…': tensor} as {'g_ema': {'…': tensor}}; a network alone is known by its keys."
+    keys = bare(flat)
+    if 'input.input' in keys: return {'g_ema': flat}
+    if 'final_linear.0.weight' in keys: return {'d': flat}
     networks = {}
     for key, v in flat.items():
         part, _, rest = key.partition('/')
@@ -364,7 +383,7 @@ def _float32(state):
     return out
 
 # %% ../nbs/03_stylegan.ipynb #exp-read
-def read_stylegan(weights   # 'tiny', 'tiny-anime', 'lhq', 'shinkai-stylegan', or a .safetensors, .pt, .pth
+def read_stylegan(weights   # 'tiny', 'tiny-anime', 'lhq', 'shinkai-stylegan', a file, a folder, hf:owner/name
                  ) -> dict: # {'g_ema': state_dict, and, if it has them, 'g': …, 'd': …}, float32 on the CPU
     "The networks in a StyleGAN file; nothing in it is run, and what belongs to a training is left out."
     path = find_weights(weights, 'stylegan')
@@ -372,7 +391,7 @@ def read_stylegan(weights   # 'tiny', 'tiny-anime', 'lhq', 'shinkai-stylegan', o
     if is_state(found): found = _by_network(found)              # ours are flat: g_ema/…, d/…
     states = {}
     if isinstance(found, dict): states = {part: found[part] for part in _PARTS if part in found}
-    if 'g_ema' not in states or not all(is_state(s) for s in states.values()):
+    if not {'g_ema', 'd'} & states.keys() or not all(is_state(s) for s in states.values()):
         raise WeightsError(f'{path}: this is no StyleGAN file; it must hold a state_dict '
                            'under the name g_ema (or keys g_ema/…)')
     return {part: _float32(state) for part, state in states.items()}
@@ -409,36 +428,67 @@ def _discriminator_sizes(state:dict) -> dict:
     return dict(size=max(plan), channels=plan)
 
 # %% ../nbs/03_stylegan.ipynb #exp-load
-def _load(weights, part, kind, sizes_of):
-    "A network of class `kind` that holds `part` of a StyleGAN file."
-    states = read_stylegan(weights)
-    if part not in states: raise WeightsError(f'{weights}: it holds {", ".join(states)}, but no {part}')
-    def wrong(why): raise WeightsError(f'{weights}: {part} is no {kind.__name__} of ours: {why}') from None
-    try: sizes = sizes_of(states[part])
-    except (KeyError, IndexError) as e: wrong(f'{e} is missing or has another shape')
+_TOO_WIDE = 2048   # channels; the released networks have 512
+
+def build_stylegan(state:dict,   # its `state_dict`
+                   kind          # `Generator` or `Discriminator`
+                  ) -> nn.Module:
+    "A network of class `kind` that holds `state`; ValueError says what does not fit."
+    sizes_of = generator_sizes if kind is Generator else _discriminator_sizes
+    state = _float32(state)
+    try: sizes = sizes_of(state)
+    except (KeyError, IndexError) as e: raise ValueError(f'{e} is missing or has another shape') from None
     widths = [*sizes['channels'].values(), sizes.get('style_dim', 1), 32*sizes.get('n_mlp', 1)]
-    if sizes['size'] > 1024 or min(widths) < 1 or max(widths) > 2048:
-        wrong(f'its sizes make no sense: {sizes}')
-    try:
-        with torch.device('meta'): net = kind(**sizes)  # shapes without memory; the caller's seed stays
-    except SettingsError as e: wrong(e)
-    if why := misfit(states[part], net.state_dict()): wrong(why)
-    net.load_state_dict(states[part], strict=True, assign=True)
+    if sizes['size'] > 1024 or min(widths) < 1 or max(widths) > _TOO_WIDE:
+        raise ValueError(f'its sizes make no sense: {sizes}')
+    with torch.device('meta'): net = kind(**sizes)  # shapes without memory; the caller's seed stays
+    if why := misfit(state, net.state_dict()): raise ValueError(why)
+    net.load_state_dict(state, strict=True, assign=True)
     return net.eval()
 
 # %% ../nbs/03_stylegan.ipynb #exp-load-named
+def _load(weights, part, kind):
+    "A network of class `kind` that holds `part` of a StyleGAN file."
+    states = read_stylegan(weights)
+    if part not in states: raise WeightsError(f'{weights}: it holds {", ".join(states)}, but no {part}')
+    try: return build_stylegan(states[part], kind)
+    except ValueError as e:
+        raise WeightsError(f'{weights}: {part} is no {kind.__name__} of ours: {e}') from None
+
 def load_stylegan(weights,            # as in `read_stylegan`
                   which:str='g_ema',  # or 'g': without averaging
                   device:str='cpu'    # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
                  ) -> Generator:      # float32, in eval mode
     "A fresh generator from a file or by name; its sizes are read off the shapes, every key is checked."
-    return _load(weights, which, Generator, generator_sizes).to(pick_device(device))
+    return _load(weights, which, Generator).to(pick_device(device))
 
 def load_discriminator(weights,           # as in `read_stylegan`; the file must hold a `d`
                        device:str='cpu'
                       ) -> Discriminator: # float32, in eval mode
     "The critic that was trained with it."
-    return _load(weights, 'd', Discriminator, _discriminator_sizes).to(pick_device(device))
+    return _load(weights, 'd', Discriminator).to(pick_device(device))
+
+# %% ../nbs/03_stylegan.ipynb #exp-hub
+_GENERATOR_CARD = ('A StyleGAN2 generator', 'A generator that paints scenes from random codes.', """
+import torch
+from scenimefy.core import to_image
+from scenimefy.stylegan import Generator
+
+net = Generator.from_pretrained('OWNER/NAME')   # or the path of this folder
+with torch.no_grad(): picture = net(torch.randn(1, net.style_dim))
+to_image(picture[0].clamp(-1, 1)).save('scene.png')""")
+_CRITIC_CARD = ('A StyleGAN2 critic', 'A critic that scores pictures; high is like its training data.', """
+import torch
+from scenimefy.stylegan import Discriminator
+
+net = Discriminator.from_pretrained('OWNER/NAME')   # or the path of this folder
+pictures = torch.zeros(4, 3, net.size, net.size)    # (B,3,size,size) in [-1,1]
+with torch.no_grad(): scores = net(pictures)        # (B,1)""")
+
+def _save_one(net, path):
+    "Write a generator or a critic alone: the keys are its own."
+    tensors = {k: v.detach().cpu().contiguous() for k, v in net.state_dict().items()}
+    with atomic_path(path) as tmp: save_file(tensors, tmp, metadata=dict(format='scenimefy.stylegan'))
 
 # %% ../nbs/03_stylegan.ipynb #exp-shift
 def _blocks_of(state):

@@ -7,7 +7,7 @@ __all__ = ['TAPS', 'ReflectPad', 'instance_norm', 'InstanceNorm', 'squares', 'fi
            'seen_from_afar', 'match_colors', 'give_tone', 'as_shown', 'BlurDown', 'FixedFilter', 'Downsample',
            'Upsample', 'ResnetBlock', 'count_parameters', 'ResnetGenerator', 'tap_channels', 'tap_shapes',
            'output_side', 'released_side', 'footprint', 'PatchCritic', 'unit_rows', 'sample_ids', 'PatchHeads',
-           'init_weights', 'save_translator', 'load_translator']
+           'init_weights', 'save_translator', 'build_translator', 'palette_in', 'load_translator']
 
 # %% ../nbs/04_translator.ipynb #exp-imports
 import contextlib, copy, json, math, re
@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .core import atomic_path, pick_device
-from .weights import WeightsError, bare, file_kind, find_weights, is_state, misfit, read_weights
+from .weights import (OnHub, WeightsError, bare, check_noted, find_weights, is_state, misfit, noted,
+                               read_weights)
 
 # %% ../nbs/04_translator.ipynb #exp-pad
 def _without_autocast(device):
@@ -259,7 +259,7 @@ def _check_input(x, channels, min_side, who):
                          f'{min_side} pixels on each side; enlarge or mirror-pad it first')
 
 # %% ../nbs/04_translator.ipynb #exp-generator
-class ResnetGenerator(nn.Module):
+class ResnetGenerator(nn.Module, OnHub, pipeline_tag='image-to-image'):
     "Translate images (B,in_ch,H,W) in [-1,1]; sides come out rounded up to multiples of 4."
     palette = None   # (3,4): its scenes are to get the photo's tone in these colors; see `as_shown`
     brush = False    # its scenes are to be brushed over by `stylize`; see notebook 08d
@@ -286,6 +286,15 @@ class ResnetGenerator(nn.Module):
         "Features of `x` after the modules numbered in `taps`; later modules do not run."
         _check_input(x, self.in_ch, self.min_side, 'ResnetGenerator')
         return _run_taps(self.model, x, taps, stop=True)[1]
+
+    # how it is saved and loaded, below
+    _KIND = 'translator'
+    def _card_texts(self): return _CARD_TEXTS
+    def sizes(self): return dict(in_ch=self.in_ch, out_ch=self.out_ch, ngf=self.ngf, n_blocks=self.n_blocks)
+    def hub_config(self): return self.sizes() | dict(palette=_as_list(self.palette), brush=self.brush)
+    def _write(self, path): save_translator(self, path)
+    @classmethod
+    def _read(cls, path): return load_translator(path)
 
 # %% ../nbs/04_translator.ipynb #exp-tapshapes
 def tap_channels(ngf=64, in_ch=3):
@@ -426,9 +435,8 @@ def save_translator(net:ResnetGenerator, # what is written
     kind = torch.float16 if half else torch.float32
     tensors = {k: v.detach().to(kind).cpu().clone(memory_format=torch.contiguous_format)
                for k, v in net.state_dict().items()}
-    about = dict(format='scenimefy.translator', in_ch=net.in_ch, out_ch=net.out_ch, ngf=net.ngf,
-                 n_blocks=net.n_blocks, **metadata)
-    if net.palette is not None: about['palette'] = net.palette.tolist()
+    about = dict(format='scenimefy.translator', **net.sizes(), **metadata)
+    if net.palette is not None: about['palette'] = _as_list(net.palette)
     if net.brush: about['brush'] = True
     about = {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
     with atomic_path(path) as tmp: save_file(tensors, tmp, about)
@@ -450,7 +458,8 @@ def _fault(tensors, sizes):
     with torch.device('meta'): want = ResnetGenerator(**sizes).state_dict()   # shapes only, no memory
     return misfit(tensors, want)
 
-def _build(tensors):
+def build_translator(tensors:dict         # its `state_dict`; half precision and wrappers are fine
+                    ) -> ResnetGenerator: # float32
     "A generator holding `tensors`; ValueError says what does not fit."
     if not is_state(tensors):
         raise ValueError('this is no dictionary of tensors but a whole training state or another object')
@@ -466,29 +475,49 @@ def _build(tensors):
     return net
 
 # %% ../nbs/04_translator.ipynb #exp-palette
-def _header(path) -> dict: # {name: text}
-    "What stands beside the tensors in a safetensors file; nothing for other files."
-    if file_kind(path) != 'safetensors': return {}
-    with safe_open(path, 'pt') as file: return file.metadata() or {}
+def _as_list(palette): return None if palette is None else palette.tolist()
 
-def _palette_of(path) -> 'torch.Tensor | None':
-    "The palette (3,4) in the header of a safetensors file; None if it has none."
-    text = _header(path).get('palette', 'null')
-    if text == 'null': return None
-    try: palette = torch.tensor(json.loads(text), dtype=torch.float32)
+def palette_in(notes:dict, path) -> 'torch.Tensor | None':
+    "The palette (3,4) among what is noted beside the weights; None if there is none."
+    if notes.get('palette') is None: return None
+    try: palette = torch.tensor(notes['palette'], dtype=torch.float32)
     except (ValueError, TypeError, RuntimeError, OverflowError): palette = torch.empty(0)
     if palette.shape != (3, 4) or not palette.isfinite().all():
-        raise WeightsError(f'{path}: its palette is {text}, not three rows of four finite numbers')
+        raise WeightsError(f'{path}: its palette is {notes["palette"]}, not three rows of four finite '
+                           'numbers')
     return palette
 
 # %% ../nbs/04_translator.ipynb #exp-load
-def load_translator(weights,         # 'drawn' (bundled), 'shinkai', a .safetensors or a .pth file
+def load_translator(weights,         # 'drawn' (bundled), 'shinkai', a file, a saved folder, or hf:owner/name
                    device:str='cpu'  # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
                   ) -> ResnetGenerator: # float32, in eval mode
     "A fresh generator from a weights file, checked key by key."
     path = find_weights(weights)
-    try: net = _build(read_weights(path))
+    try: net = build_translator(read_weights(path))
     except ValueError as e:
         raise WeightsError(f'{path}: these are not weights of our generator: {e}') from None
-    net.palette, net.brush = _palette_of(path), _header(path).get('brush') == 'true'
+    notes = noted(path)
+    check_noted(path, notes, net.sizes())
+    net.palette, net.brush = palette_in(notes, path), notes.get('brush') is True
     return net.eval().to(pick_device(device))
+
+# %% ../nbs/04_translator.ipynb #exp-hub
+_CARD_TEXTS = ('A translator of photos into anime scenes',
+    'A residual network (ResNet) that takes a photo of any size and paints the same scene. If it has a '
+    'palette, the scene then gets the broad light and color of its photo, in the colors of the style.', """
+from scenimefy import stylize
+from scenimefy.translator import ResnetGenerator
+
+net = ResnetGenerator.from_pretrained('OWNER/NAME')   # or the path of this folder
+stylize('photo.jpg', net).save('scene.png')
+```
+
+or `scenimefy stylize photo.jpg -o scenes --weights hf:OWNER/NAME`. As a plain network:
+
+```python
+import torch
+from scenimefy.core import to_image, to_model
+from scenimefy.data import read_image
+photo = to_model(read_image('photo.jpg'))[..., :256, :256]   # (1,3,256,256) in [-1,1]; sides: multiples of 4
+with torch.no_grad(): scene = net.paint(photo)
+to_image(scene[0]).save('corner.png')""")

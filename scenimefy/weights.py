@@ -4,22 +4,24 @@
 
 # %% auto #0
 __all__ = ['PACKAGE', 'REGISTRY', 'FID_SHA', 'FULL', 'WeightsError', 'file_kind', 'read_weights', 'is_state', 'bare', 'misfit',
-           'Remote', 'offline', 'weights_home', 'kept_at', 'sha256_of', 'fetch', 'find_weights']
+           'Remote', 'offline', 'weights_home', 'kept_at', 'sha256_of', 'fetch', 'find_weights', 'tensors_of',
+           'from_hub', 'noted', 'check_noted', 'known_card', 'OnHub']
 
 # %% ../nbs/02c_weights.ipynb #exp-imports
-import errno, hashlib, http.client, importlib.resources, os, pickletools, sys
+import errno, hashlib, http.client, importlib.resources, json, os, pickletools, sys, textwrap
 import urllib.error, urllib.parse, urllib.request, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm.auto import tqdm
 
-from .core import UserError, atomic_path
+from .core import UserError, atomic_path, pick_device
 
 class WeightsError(UserError):
     "A weights file that cannot be used: which, why, and what to do."
@@ -49,7 +51,8 @@ def file_kind(path) -> str:
 # %% ../nbs/02c_weights.ipynb #exp-names
 _PLAIN = {'collections OrderedDict', 'torch._utils _rebuild_tensor_v2', 'torch FloatStorage',
           'torch HalfStorage', 'torch BFloat16Storage', 'torch DoubleStorage', 'torch LongStorage',
-          'torch._utils _rebuild_parameter'}
+          'torch IntStorage', 'torch ShortStorage', 'torch CharStorage', 'torch ByteStorage',
+          'torch BoolStorage', 'torch._utils _rebuild_parameter'}
 
 def _names_in_pth(path) -> set: # 'module name' of everything that loading would look up
     "Read, without running it, what the program inside a .pth file would call."
@@ -381,18 +384,186 @@ def fetch(name:str,      # a name in `REGISTRY`
     return target
 
 # %% ../nbs/02c_weights.ipynb #exp-find
-def find_weights(weights,                # a name or a path
+_TENSORS, _CONFIG = 'model.safetensors', 'config.json'  # two files of a folder, as on the Hugging Face Hub
+_HUB = 'hf:'                                            # what the name of a repository there begins with
+
+def find_weights(weights,                # a name, a path, or hf:owner/name
                  kind:str='translator'   # which of the families in `_BUNDLED`
                 ) -> Path:
-    "The file behind a name or a path; a name of the registry is fetched if it is not here yet."
+    "The file behind a name or a path; what is not here yet is fetched."
     ours, theirs = _BUNDLED[kind], [name for name, remote in REGISTRY.items() if remote.kind == kind]
     if str(weights) in ours:
         path = PACKAGE/ours[str(weights)]
         if path.is_file(): return path
         raise WeightsError(f'{path}: this file of the package is missing; install scenimefy again')
     if str(weights) in theirs: return fetch(str(weights))
+    if str(weights).startswith(_HUB): return from_hub(weights)
     path = Path(weights)
+    if path.is_dir(): return tensors_of(path)
     if path.is_file(): return path
-    what = 'is a folder' if path.is_dir() else 'no such file'
     known = ', '.join([*ours, *theirs])
-    raise WeightsError(f'{path}: {what}; give a .safetensors, .pth or .pt file, or one of: {known}')
+    raise WeightsError(f'{path}: no such file; give a .safetensors, .pth or .pt file, a folder with '
+                       f'{_TENSORS}, {_HUB}OWNER/NAME, or one of: {known}')
+
+# %% ../nbs/02c_weights.ipynb #exp-folder
+def tensors_of(folder) -> Path:
+    "The weights in a folder as `save_pretrained` writes it."
+    path = Path(folder)/_TENSORS
+    if path.is_file(): return path
+    raise WeightsError(f'{folder}: this folder holds no {_TENSORS}; pickles such as pytorch_model.bin '
+                       'are not opened. Make one with `scenimefy convert`')
+
+# %% ../nbs/02c_weights.ipynb #exp-hub
+def from_hub(name:str,                    # owner/name or owner/name@revision; hf: may stand before it
+             local_files_only:bool=False, # look into the cache only; so does SCENIMEFY_OFFLINE
+             **how                        # `token`, `cache_dir`, `force_download`, … of huggingface_hub
+            ) -> Path:                    # its model.safetensors
+    "Weights of a repository on the Hugging Face Hub; config.json comes with them, and nothing else."
+    repo, _, revision = str(name).removeprefix(_HUB).partition('@')
+    try:
+        folder = snapshot_download(repo, revision=revision or None, allow_patterns=[_TENSORS, _CONFIG],
+                                   local_files_only=local_files_only or offline(), **how)
+    except Exception as e:      # of several libraries, and not the same ones in each version
+        why = 'SCENIMEFY_OFFLINE is set' if offline() else textwrap.shorten(str(e), 160, placeholder=' …')
+        raise WeightsError(f'{_HUB}{repo}: cannot fetch it from the Hugging Face Hub ({why}). '
+                           'The name must be OWNER/NAME, a folder must exist') from None
+    return tensors_of(folder)
+
+# %% ../nbs/02c_weights.ipynb #exp-noted
+def _value(text):
+    "What a text of a header means: JSON, else the text itself."
+    try: return json.loads(text)
+    except (ValueError, RecursionError): return text
+
+def _config_beside(path) -> dict:
+    "The config.json in the folder of weights."
+    file = path.with_name(_CONFIG)
+    if path.name != _TENSORS or not file.is_file(): return {}
+    try: found = json.loads(file.read_text(encoding='utf8')) if file.stat().st_size < 1_000_000 else None
+    except (ValueError, RecursionError): found = None
+    if isinstance(found, dict): return found
+    raise WeightsError(f'{file}: this is no small JSON object; save the network again')
+
+# %% ../nbs/02c_weights.ipynb #exp-noted-all
+def noted(path) -> dict: # {name: value}; empty for a .pth file
+    "What is written beside the tensors of a file: in its header, and in the config.json of its folder."
+    path = Path(path)
+    if file_kind(path) != 'safetensors': return {}
+    with safe_open(path, 'pt') as file: header = {k: _value(v) for k, v in (file.metadata() or {}).items()}
+    config = _config_beside(path)
+    check_noted(path, config, header)
+    return config | header
+
+def check_noted(path, said:dict, true:dict): # what was noted, and what is so
+    "Refuse notes that contradict the weights."
+    for name in said.keys() & true.keys():
+        if said[name] == true[name]: continue
+        raise WeightsError(f'{path}: it is noted that {name} is {said[name]}, but it is {true[name]}; '
+                           'save the network again')
+
+# %% ../nbs/02c_weights.ipynb #exp-known-card
+def _is_part(state, tensors, part): # part: what stands before each name in `tensors`
+    "Whether `tensors` hold the numbers of `state`."
+    return all(f'{part}{k}' in tensors and torch.equal(tensors[f'{part}{k}'].float(), v.cpu().float())
+               for k, v in state.items())
+
+def known_card(state:dict,  # `state_dict` of a network
+               kind:str     # as in `find_weights`
+              ) -> str:     # Markdown, '' if it is none of ours
+    "The card in the package, if these are exactly the numbers of one of its networks."
+    for file in sorted(set(_BUNDLED[kind].values())):
+        tensors = load_file(PACKAGE/file)
+        if any(_is_part(state, tensors, part) for part in ('', 'g_ema/', 'g/', 'd/')):
+            card = (PACKAGE/file).with_suffix('.md').read_text(encoding='utf8')
+            return f'The numbers of `{file}` in the package. Its card says:' + card.partition('\n')[2]
+    return ''
+
+# %% ../nbs/02c_weights.ipynb #exp-card
+_CARD = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{{ what }} Saved with [scenimefy]({{ repo_url }}), a re-implementation of
+[Scenimefy]({{ paper_url }}) (ICCV 2023) for study and use.
+
+| | |
+|---|---|
+{% for name, value in config.items() -%}
+| {{ name }} | {{ value if value | string | length < 99 else 'in config.json' }} |
+{% endfor -%}
+| parameters | {{ parameters }} |
+
+## Use
+
+`pip install scenimefy`, then
+
+```python
+{{ use }}
+```
+
+`model.safetensors` holds numbers and names, `config.json` the sizes; neither can run anything.
+
+## Licence and training
+
+{{ origin }}
+"""
+
+# %% ../nbs/02c_weights.ipynb #exp-origin
+_REPO, _PAPER = 'https://github.com/scenimefy/scenimefy', 'https://arxiv.org/abs/2308.12968'
+_UNSAID = ('Not stated: whoever publishes it has to say here what it was trained on and under which licence '
+           'it may be used. Weights made from those that the Scenimefy authors released stay under their '
+           'S-Lab License 1.0 (non-commercial).')
+
+def _origin(known, trained_on, license):
+    "What a card says about licence and training."
+    if known: return known
+    said = [f'Licence: {license}.' if license else '', f'Trained on {trained_on}.' if trained_on else '']
+    return '\n\n'.join(s for s in said if s) or _UNSAID
+
+# %% ../nbs/02c_weights.ipynb #exp-card-made
+def _card(net, make,                       # `make`: from texts to a ModelCard
+          repo_id:str='OWNER/NAME',        # where it will be found
+          trained_on:str='', license:str='', **more):
+    "The card of an `OnHub`; of a network of ours with what the package knows about it."
+    known, (title, what, use) = known_card(net.state_dict(), net._KIND), net._card_texts()
+    n_parameters = sum(p.numel() for p in net.parameters())
+    card = make(title=title, what=what, use=use.replace('OWNER/NAME', repo_id).strip(),
+                config=net.hub_config(), parameters=f'{n_parameters:,}',
+                origin=_origin(known, trained_on, license), **more)
+    card.data.license = 'apache-2.0' if known else license or None
+    return card
+
+# %% ../nbs/02c_weights.ipynb #exp-on-hub
+class OnHub(PyTorchModelHubMixin, library_name='scenimefy', repo_url=_REPO, paper_url=_PAPER,
+            model_card_template=_CARD, tags=['scenimefy', 'anime']):
+    """A network with `from_pretrained`, `save_pretrained` and `push_to_hub`.
+
+    It says: `_KIND`, as in `find_weights`; `_card_texts()`, title, sentence and example of its card;
+    `hub_config()`, what config.json holds; `_write(path)`; and the class method `_read(path)`."""
+    @classmethod
+    def from_pretrained(cls, name,                  # a saved folder, or owner/name[@revision] on the Hub
+                        device:str='cpu',           # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
+                        revision:str=None,          # branch, tag or commit
+                        **how):                     # `token`, `cache_dir`, … of `from_hub`
+        "A fresh network in eval mode; every key is checked, nothing is unpickled."
+        folder = Path(name).is_dir()
+        path = tensors_of(name) if folder else from_hub(f'{name}@{revision}' if revision else name, **how)
+        return cls._read(path).eval().to(pick_device(device))
+
+    def _save_pretrained(self, save_directory):
+        self._write(save_directory/_TENSORS)
+        with atomic_path(save_directory/_CONFIG) as tmp:
+            tmp.write_text(json.dumps(self.hub_config(), indent=2) + '\n', encoding='utf8')
+
+    def push_to_hub(self, repo_id:str,   # owner/name
+                    **how):              # `private=True`, `token`, `model_card_kwargs`, … of huggingface_hub
+        "Upload the folder; the address of the commit. Public unless `private=True`."
+        if offline(): raise WeightsError(f'{repo_id}: not uploaded, SCENIMEFY_OFFLINE is set')
+        how['model_card_kwargs'] = dict(repo_id=repo_id) | (how.get('model_card_kwargs') or {})
+        return super().push_to_hub(repo_id, **how)
+
+    def generate_model_card(self, **texts):
+        "The card. `model_card_kwargs` of the other methods leads here: `trained_on`, `license`."
+        return _card(self, super().generate_model_card, **texts)
