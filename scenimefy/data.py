@@ -222,12 +222,42 @@ def _ended(path) -> bytes: # b'' if rows are missing
     reached = (_corner(data + end) != _corner(data[:-16] + end)).any()
     return data + end if reached else b''
 
+# %% ../nbs/02_data.ipynb #exp-scans
+_MOST_SCANS, _MOST_PAGES = 100, 1000
+_MARKER = re.compile(b'\xff+([^\x00\xff\xd0-\xd7])')   # what begins a part of a JPEG file
+
+def _check_scans(path):
+    "Refuse a JPEG file that goes over its picture again and again."
+    with open(path, 'rb') as f:
+        if f.read(2) != b'\xff\xd8': return
+        data, at, scans = f.read(), 0, 0
+    if data.count(b'\xff\xda') <= _MOST_SCANS: return     # the usual case; other parts may hold these bytes
+    while (mark := _MARKER.search(data, at)) and mark[1] != b'\xd9':
+        scans += mark[1] == b'\xda'
+        at = mark.end() + int.from_bytes(data[mark.end():mark.end() + 2], 'big')
+    if scans > _MOST_SCANS:
+        raise ImageError(path, f'it goes over its picture {scans} times, perhaps to keep us busy: '
+                               're-save it with a picture editor')
+
+# %% ../nbs/02_data.ipynb #exp-pages
+def _frames(im:Image.Image) -> int: # pages of a TIFF: at most `_MOST_PAGES`
+    "How many frames or pages an opened picture holds."
+    if im.format != 'TIFF': return getattr(im, 'n_frames', 1)
+    pages = 1
+    with contextlib.suppress(EOFError):
+        while pages < _MOST_PAGES:
+            im.seek(pages)
+            pages += 1
+    im.seek(0)
+    return pages
+
 # %% ../nbs/02_data.ipynb #exp-notes
 def _notes(im:Image.Image) -> list:
     "What a person should know about an opened picture, besides what it shows."
-    notes, frames = [], getattr(im, 'n_frames', 1)
+    notes, frames = [], _frames(im)
     if frames > 1 and im.format != 'MPO':                # in MPO, the others are aids of the camera
-        notes.append(f'it holds {frames} frames or pages, and only the first is read')
+        least = ' or more' if frames == _MOST_PAGES else ''
+        notes.append(f'it holds {frames}{least} frames or pages, and only the first is read')
     if im.mode[0] in 'IF':
         white, peak = _white(im)
         if peak > white:
@@ -259,6 +289,7 @@ def read_image(path,               # file; its content decides the format, not i
     limit = max_pixels or MAX_PIXELS
     try:
         _check_file(path)
+        _check_scans(path)
         with warnings.catch_warnings():
             # odd EXIF we survive, sizes we judge ourselves
             warnings.filterwarnings('ignore', module=r'PIL\.')
