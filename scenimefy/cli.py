@@ -96,6 +96,10 @@ def _of_a_disk(error) -> bool: # safetensors hands on the text of such an error,
     "Whether a disk is full, broken or not ours to write to."
     return getattr(error, 'errno', 0) in _DISK or 'No space left' in str(error)
 
+def _disk_words(error) -> str:
+    place, why = getattr(error, 'filename', None), getattr(error, 'strerror', None)
+    return f'{place}: {why}' if place else str(why or error)
+
 def _status_of(error, debug:bool=False) -> int:
     "Say on one line what went wrong; the exit status for it."
     if debug: traceback.print_exception(error)
@@ -105,7 +109,7 @@ def _status_of(error, debug:bool=False) -> int:
         return 130
     if 'UserError' not in kinds:
         text = f'unexpected {type(error).__name__}: {one_line(error)}'
-        if _of_a_disk(error): text = f'{error}; free some space, or choose another place'
+        if _of_a_disk(error): text = f'{_disk_words(error)}; free some space, or choose another place'
         _tell(text if debug else f'{text} (add --debug to see where)')
         return 1
     _tell(error)
@@ -178,7 +182,8 @@ def main():
     except OSError as error:    # whoever read our output has left, or the disk that it goes to is full
         with contextlib.suppress(OSError, ValueError):    # Python flushes once more on its way out
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError): _tell(f'cannot print the result: {error.strerror}')
+        if not isinstance(error, BrokenPipeError):
+            with contextlib.suppress(OSError): _tell(f'cannot print the result: {error.strerror}')
         sys.exit(1)
 
 # %% ../nbs/15_cli.ipynb #exp-options

@@ -193,7 +193,8 @@ def _why(path, error:Exception, limit:int) -> str:
                 'save it without them')
     if 'truncated' in str(error).lower() or 'decoder object' in str(error):
         return 'the picture data ends early (truncated): copy or download it again'
-    return f'it cannot be decoded ({type(error).__name__}: {error}): re-save it with a picture editor'
+    words = _printable(' '.join(str(error).split()))        # a decoder may speak in several lines
+    return f'it cannot be decoded ({type(error).__name__}: {words}): re-save it with a picture editor'
 
 # %% ../nbs/02_data.ipynb #exp-limits
 _MOVING = threading.RLock()   # Pillow keeps its limits in global names: one reader at a time may move them

@@ -441,7 +441,7 @@ def _check_same(r:TrainingRun, path, meta:dict):
         step, processes = int(meta['step']), was['processes'][0]
     except SettingsError as e:
         raise CheckpointError(f'{path} belongs to another kind of training: {e}') from None
-    except (KeyError, ValueError, TypeError) as e:
+    except (LookupError, ValueError, TypeError) as e:
         raise CheckpointError(f'{path} does not say whose state it is: {type(e).__name__} {e}') from None
     changed = [f'{k} {old[k]!r} → {new[k]!r}' for k in old if old[k] != new[k] and k not in r.cfg.FREE]
     if changed:
