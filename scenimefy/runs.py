@@ -118,7 +118,7 @@ def _digest(tensors:dict, about:dict) -> str: # about: the texts that stand besi
 def save_checkpoint(run, step:int, cfg, tensors:dict, data:dict) -> Path:
     "Write RUN/checkpoints/step-….safetensors whole or not at all, then drop all but the newest `cfg.keep`."
     path = Path(run)/'checkpoints'/f'step-{step:08d}.safetensors'
-    meta = dict(format='scenimefy.checkpoint', version='1', step=str(step), settings=cfg.to_json(),
+    meta = dict(format='scenimefy.checkpoint', version='2', step=str(step), settings=cfg.to_json(),
                 data=json.dumps(data))
     meta['sha256'] = _digest(tensors, meta)
     with atomic_path(path) as tmp: save_file(tensors, tmp, metadata=meta)
@@ -139,8 +139,9 @@ def read_checkpoint(path):
             tensors = {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, OSError, ValueError) as e:
         raise CheckpointError(f'{path} cannot be read as a checkpoint: {e}') from None
-    noted = meta.pop('sha256', '')      # files of the first days carry none
-    if noted and noted != _digest(tensors, meta):
+    noted = meta.pop('sha256', '')
+    checked = noted or meta.get('version') != '1'      # files of the first days carry no hash
+    if checked and noted != _digest(tensors, meta):
         raise CheckpointError(f'{path} has changed since it was written: its numbers are not to be trusted')
     return tensors, meta
 
