@@ -252,6 +252,14 @@ def _frames(im:Image.Image) -> int: # pages of a TIFF: at most `_MOST_PAGES`
     im.seek(0)
     return pages
 
+# %% ../nbs/02_data.ipynb #exp-clipped
+class _Clipped(io.BufferedReader):
+    "A file that makes no more room for a read than it has bytes, whatever length a damaged header claims."
+    def __init__(self, path):
+        super().__init__(io.FileIO(path))
+        self.size = os.fstat(self.fileno()).st_size
+    def read(self, n=-1): return super().read(n if n is None or n < 0 else min(n, self.size))
+
 # %% ../nbs/02_data.ipynb #exp-notes
 def _notes(im:Image.Image) -> list:
     "What a person should know about an opened picture, besides what it shows."
@@ -270,13 +278,13 @@ def _notes(im:Image.Image) -> list:
 def _decode(path, alpha:bool, limit:int) -> tuple: # (picture, notes)
     "Open and decode, with Pillow's limits moved where they refuse sound files."
     def attempt(source, text=0):
-        with _pillow_limits(limit, text), Image.open(source, formats=_decoders()) as im:
+        with source, _pillow_limits(limit, text), Image.open(source, formats=_decoders()) as im:
             if im.width*im.height > limit: raise Image.DecompressionBombError()
             notes = _notes(im)
             return as_rgb(im, alpha), notes
-    try: return attempt(path)
+    try: return attempt(_Clipped(path))
     except (ValueError, OSError) as error:
-        if 'MAX_TEXT_CHUNK' in str(error): return attempt(path, _TEXT)
+        if 'MAX_TEXT_CHUNK' in str(error): return attempt(_Clipped(path), _TEXT)
         whole = _ended(path) if 'truncated' in str(error) else b''
         if not whole: raise
         return attempt(io.BytesIO(whole))
