@@ -8,7 +8,7 @@ __all__ = ['app', 'Program', 'main', 'demo_command', 'stylize_command', 'train_c
            'convert_command', 'export_command']
 
 # %% ../nbs/15_cli.ipynb #exp-imports
-import contextlib, dataclasses, importlib, inspect, os, re, sys, time, traceback, warnings
+import contextlib, dataclasses, errno, importlib, inspect, os, re, sys, time, traceback, warnings
 from pathlib import Path
 from typing import Annotated, List, Optional
 
@@ -91,6 +91,16 @@ def _tell_warning(message, category, filename, lineno, file=None, line=None):
     if issubclass(category, UserWarning): _tell(f'note: {message}')
 
 # %% ../nbs/15_cli.ipynb #exp-status
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+def _of_a_disk(error) -> bool: # safetensors hands on the text of such an error, and no number
+    "Whether a disk is full, broken or not ours to write to."
+    return getattr(error, 'errno', 0) in _DISK or 'No space left' in str(error)
+
+def _disk_words(error) -> str:
+    place, why = getattr(error, 'filename', None), getattr(error, 'strerror', None)
+    return f'{place}: {why}' if place else str(why or error)
+
 def _status_of(error, debug:bool=False) -> int:
     "Say on one line what went wrong; the exit status for it."
     if debug: traceback.print_exception(error)
@@ -99,8 +109,9 @@ def _status_of(error, debug:bool=False) -> int:
         _tell('interrupted')
         return 130
     if 'UserError' not in kinds:
-        hint = '' if debug else ' (add --debug to see where)'
-        _tell(f'unexpected {type(error).__name__}: {one_line(error)}{hint}')
+        text = f'unexpected {type(error).__name__}: {one_line(error)}'
+        if _of_a_disk(error): text = f'{_disk_words(error)}; free some space, or choose another place'
+        _tell(text if debug else f'{text} (add --debug to see where)')
         return 1
     _tell(error)
     if 'Stopped' in kinds: return 143 if 'SIGTERM' in str(error) else 130
@@ -169,9 +180,11 @@ def main():
     try:
         try: app(prog_name='scenimefy')
         finally: sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:    # whoever read our output has left, or the disk that it goes to is full
         with contextlib.suppress(OSError, ValueError):    # Python flushes once more on its way out
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            with contextlib.suppress(OSError): _tell(f'cannot print the result: {error.strerror}')
         sys.exit(1)
 
 # %% ../nbs/15_cli.ipynb #exp-options

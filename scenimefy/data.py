@@ -193,7 +193,8 @@ def _why(path, error:Exception, limit:int) -> str:
                 'save it without them')
     if 'truncated' in str(error).lower() or 'decoder object' in str(error):
         return 'the picture data ends early (truncated): copy or download it again'
-    return f'it cannot be decoded ({type(error).__name__}: {error}): re-save it with a picture editor'
+    words = _printable(' '.join(str(error).split()))        # a decoder may speak in several lines
+    return f'it cannot be decoded ({type(error).__name__}: {words}): re-save it with a picture editor'
 
 # %% ../nbs/02_data.ipynb #exp-limits
 _MOVING = threading.RLock()   # Pillow keeps its limits in global names: one reader at a time may move them
@@ -222,12 +223,50 @@ def _ended(path) -> bytes: # b'' if rows are missing
     reached = (_corner(data + end) != _corner(data[:-16] + end)).any()
     return data + end if reached else b''
 
+# %% ../nbs/02_data.ipynb #exp-scans
+_MOST_SCANS, _MOST_PAGES = 100, 1000
+_MARKER = re.compile(b'\xff+([^\x00\xff\xd0-\xd7])')   # what begins a part of a JPEG file
+
+def _check_scans(path):
+    "Refuse a JPEG file that goes over its picture again and again."
+    with open(path, 'rb') as f:
+        if f.read(2) != b'\xff\xd8': return
+        data, at, scans = f.read(), 0, 0
+    if data.count(b'\xff\xda') <= _MOST_SCANS: return     # the usual case; other parts may hold these bytes
+    while (mark := _MARKER.search(data, at)) and mark[1] != b'\xd9':
+        scans += mark[1] == b'\xda'
+        at = mark.end() + int.from_bytes(data[mark.end():mark.end() + 2], 'big')
+    if scans > _MOST_SCANS:
+        raise ImageError(path, f'it goes over its picture {scans} times, perhaps to keep us busy: '
+                               're-save it with a picture editor')
+
+# %% ../nbs/02_data.ipynb #exp-pages
+def _frames(im:Image.Image) -> int: # pages of a TIFF: at most `_MOST_PAGES`
+    "How many frames or pages an opened picture holds."
+    if im.format != 'TIFF': return getattr(im, 'n_frames', 1)
+    pages = 1
+    with contextlib.suppress(EOFError):
+        while pages < _MOST_PAGES:
+            im.seek(pages)
+            pages += 1
+    im.seek(0)
+    return pages
+
+# %% ../nbs/02_data.ipynb #exp-clipped
+class _Clipped(io.BufferedReader):
+    "A file that makes no more room for a read than it has bytes, whatever length a damaged header claims."
+    def __init__(self, path):
+        super().__init__(io.FileIO(path))
+        self.size = os.fstat(self.fileno()).st_size
+    def read(self, n=-1): return super().read(n if n is None or n < 0 else min(n, self.size))
+
 # %% ../nbs/02_data.ipynb #exp-notes
 def _notes(im:Image.Image) -> list:
     "What a person should know about an opened picture, besides what it shows."
-    notes, frames = [], getattr(im, 'n_frames', 1)
+    notes, frames = [], _frames(im)
     if frames > 1 and im.format != 'MPO':                # in MPO, the others are aids of the camera
-        notes.append(f'it holds {frames} frames or pages, and only the first is read')
+        least = ' or more' if frames == _MOST_PAGES else ''
+        notes.append(f'it holds {frames}{least} frames or pages, and only the first is read')
     if im.mode[0] in 'IF':
         white, peak = _white(im)
         if peak > white:
@@ -239,13 +278,13 @@ def _notes(im:Image.Image) -> list:
 def _decode(path, alpha:bool, limit:int) -> tuple: # (picture, notes)
     "Open and decode, with Pillow's limits moved where they refuse sound files."
     def attempt(source, text=0):
-        with _pillow_limits(limit, text), Image.open(source, formats=_decoders()) as im:
+        with source, _pillow_limits(limit, text), Image.open(source, formats=_decoders()) as im:
             if im.width*im.height > limit: raise Image.DecompressionBombError()
             notes = _notes(im)
             return as_rgb(im, alpha), notes
-    try: return attempt(path)
+    try: return attempt(_Clipped(path))
     except (ValueError, OSError) as error:
-        if 'MAX_TEXT_CHUNK' in str(error): return attempt(path, _TEXT)
+        if 'MAX_TEXT_CHUNK' in str(error): return attempt(_Clipped(path), _TEXT)
         whole = _ended(path) if 'truncated' in str(error) else b''
         if not whole: raise
         return attempt(io.BytesIO(whole))
@@ -259,6 +298,7 @@ def read_image(path,               # file; its content decides the format, not i
     limit = max_pixels or MAX_PIXELS
     try:
         _check_file(path)
+        _check_scans(path)
         with warnings.catch_warnings():
             # odd EXIF we survive, sizes we judge ourselves
             warnings.filterwarnings('ignore', module=r'PIL\.')

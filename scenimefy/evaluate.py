@@ -449,6 +449,11 @@ def _protocol(folders, target, resize) -> dict:
     else: how = 'none by us; pictures are measured as stored'
     return dict(resize=how, formats=formats)
 
+def _make_folder(out):
+    "A folder to write to, made before the work begins."
+    try: Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise UserError(f'cannot write to {out}: {e.strerror}; choose another folder') from None
+
 # %% ../nbs/11c_evaluate.ipynb #exp-report
 def _measure_all(folders, target, net, judges, progress) -> dict: # {name: numbers}
     found = {}
@@ -497,6 +502,7 @@ def compare(methods:dict,            # {name: folder}
     else: ref = survey('reference', reference, progress, resize)
     _preflight([*folders.values(), ref], partners, 1 if photos is None else 32)
 
+    if out: _make_folder(out)
     net = load_features(features, device)
     if saved: _check_taken(target, reference, net)
     segmenter, perceptual = _JUDGES['tiny' if features == 'tiny' else 'inception']

@@ -86,21 +86,41 @@ def _restore_adam(tensors, net, optim, name):
             _incomplete(f'{what} has another shape')
         optim.state[p] = {k: _like(v, p, optim.defaults['fused']) for k, v in state.items()}
 
+def _restore_dice(tensors):
+    "Put back the state of torch's random generators."
+    state = tensors.get('rng/cpu')
+    if state is None or state.shape != torch.get_rng_state().shape:
+        _incomplete('the state of the dice is missing')
+    torch.set_rng_state(state.byte())
+    if torch.cuda.is_available() and 'rng/cuda' in tensors: torch.cuda.set_rng_state(tensors['rng/cuda'])
+
 def restore(tensors:dict, nets, optims, ema=None):
     "Put the numbers of `state_tensors` back; `CheckpointError` unless keys and shapes match exactly."
     try: nets.load_state_dict(_part(tensors, 'net/'), strict=True)
     except RuntimeError as e: _incomplete(str(e).splitlines()[-1].strip())
     for name, optim in optims.items(): _restore_adam(tensors, getattr(nets, name), optim, name)
-    if ema is not None: ema.load_state_dict(_part(tensors, 'average/'), strict=True)
-    torch.set_rng_state(tensors['rng/cpu'])
-    if torch.cuda.is_available() and 'rng/cuda' in tensors: torch.cuda.set_rng_state(tensors['rng/cuda'])
+    try:
+        if ema is not None: ema.load_state_dict(_part(tensors, 'average/'), strict=True)
+    except RuntimeError as e: _incomplete(str(e).splitlines()[-1].strip())
+    _restore_dice(tensors)
+
+# %% ../nbs/02b_runs.ipynb #exp-digest
+def _digest(tensors:dict, about:dict) -> str: # about: the texts that stand beside the tensors
+    "SHA-256 of all numbers and texts of a checkpoint, as 64 hexadecimal digits."
+    h = hashlib.sha256(json.dumps(sorted(about.items())).encode())
+    for name in sorted(tensors):
+        t = tensors[name]
+        h.update(f'{name} {t.dtype} {tuple(t.shape)}'.encode())
+        h.update(t.reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()
 
 # %% ../nbs/02b_runs.ipynb #exp-checkpoint
 def save_checkpoint(run, step:int, cfg, tensors:dict, data:dict) -> Path:
     "Write RUN/checkpoints/step-….safetensors whole or not at all, then drop all but the newest `cfg.keep`."
     path = Path(run)/'checkpoints'/f'step-{step:08d}.safetensors'
-    meta = dict(format='scenimefy.checkpoint', version='1', step=str(step), settings=cfg.to_json(),
+    meta = dict(format='scenimefy.checkpoint', version='2', step=str(step), settings=cfg.to_json(),
                 data=json.dumps(data))
+    meta['sha256'] = _digest(tensors, meta)
     with atomic_path(path) as tmp: save_file(tensors, tmp, metadata=meta)
     for old in [*checkpoints(run)[:-cfg.keep], *path.parent.glob('.step-*')]: old.unlink(missing_ok=True)
     return path
@@ -116,9 +136,14 @@ def read_checkpoint(path):
             meta = f.metadata() or {}
             if meta.get('format') != 'scenimefy.checkpoint':
                 raise CheckpointError(f'{path} is a safetensors file, but no checkpoint of a training run')
-            return {k: f.get_tensor(k) for k in f.keys()}, meta
-    except (SafetensorError, OSError) as e:
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+    except (SafetensorError, OSError, ValueError) as e:
         raise CheckpointError(f'{path} cannot be read as a checkpoint: {e}') from None
+    noted = meta.pop('sha256', '')
+    checked = noted or meta.get('version') != '1'      # files of the first days carry no hash
+    if checked and noted != _digest(tensors, meta):
+        raise CheckpointError(f'{path} has changed since it was written: its numbers are not to be trusted')
+    return tensors, meta
 
 # %% ../nbs/02b_runs.ipynb #exp-history
 class Stopped(UserError):
@@ -411,21 +436,27 @@ def _newest(folder) -> tuple: # path, tensors, metadata
 
 def _check_same(r:TrainingRun, path, meta:dict):
     "Refuse a checkpoint of other settings, of other folders, or of another number of processes."
-    try: old, new = type(r.cfg).from_json(meta['settings']).to_dict(), r.cfg.to_dict()
+    try:
+        old, new = type(r.cfg).from_json(meta['settings']).to_dict(), r.cfg.to_dict()
+        was, now = json.loads(meta['data']), _fingerprint(r.shelves())
+        step, processes = int(meta['step']), was['processes'][0]
     except SettingsError as e:
         raise CheckpointError(f'{path} belongs to another kind of training: {e}') from None
+    except (LookupError, ValueError, TypeError) as e:
+        raise CheckpointError(f'{path} does not say whose state it is: {type(e).__name__} {e}') from None
     changed = [f'{k} {old[k]!r} → {new[k]!r}' for k in old if old[k] != new[k] and k not in r.cfg.FREE]
     if changed:
         raise SettingsError(f"a resumed run keeps its settings, but these differ: {', '.join(changed)}; "
                             'leave them as they were, or start a new run')
-    was, now = json.loads(meta['data']), _fingerprint(r.shelves())
-    if was['processes'][0] != r.world_size:
-        raise CheckpointError(f"the run had {was['processes'][0]} processes and now has {r.world_size}; "
+    if processes != r.world_size:
+        raise CheckpointError(f'the run had {processes} processes and now has {r.world_size}; '
                               'use as many as before')
     moved = _moved(was, now)
     if moved:
         raise CheckpointError(f"the folders have changed since ({'; '.join(moved)}), so the run would see "
                               'other images; restore them, or start a new run')
+    if step > r.n_steps:
+        raise SettingsError(f'the run has already made {step} steps; {r.n_steps} are fewer than that')
 
 def _resume_run(r:TrainingRun):
     "Load the newest readable checkpoint of the run's folder into `r`."
@@ -437,8 +468,6 @@ def _resume_run(r:TrainingRun):
         for p in damaged: p.rename(p.with_suffix('.damaged'))
     restore(tensors, r.nets, r.optims, r.ema)
     r.step = r.saved = int(meta['step'])
-    if r.step > r.n_steps:
-        raise SettingsError(f'the run has already made {r.step} steps; {r.n_steps} are fewer than that')
     r.export()  # a life that ended between two files may have left an older one
 
 # %% ../nbs/02b_runs.ipynb #exp-begin

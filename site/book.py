@@ -50,11 +50,13 @@ def toctree() -> dict: # caption -> pages
     pages = texts()
     course = [name for name in pages if name == 'labs/index'] + labs
     own = [name for name in pages if re.fullmatch(r'labs/\w+', name) and name != 'labs/index']
-    tree = {'The course': course + own, 'For teachers': [name for name in pages if name not in course + own]}
+    loose = [name for name in pages if '/' not in name]            # beside the notebooks
+    teachers = [name for name in pages if name not in course + own + loose]
+    tree = {'The course': course + own, 'For teachers': teachers}
     chapters = [name for name in notebooks() if re.match(r'\d\d', name)]
     for part, (first, last) in PARTS.items():
         tree[part] = [name for name in chapters if first <= name[:2] <= last]
-    tree['Library'] = ['api/index', 'changes', 'contributing']
+    tree['Library'] = [*loose, 'api/index', 'changes', 'contributing']
     return {caption: names for caption, names in tree.items() if names}
 
 

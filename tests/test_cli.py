@@ -276,6 +276,9 @@ def test_missing_folder(pictures, tmp_path):
                         '--pairs', pictures/'pairs', '-o', tmp_path/'run', *SMALL))
     assert 'gone' in line and not (tmp_path/'run'/'checkpoints').exists()
 
+@pytest.mark.fault('killed: Ctrl-C while training',
+                   happens='the step ends, the state is saved, status 130; --resume goes on',
+                   left='a checkpoint of the last step')
 @pytest.mark.skipif(os.name == 'nt', reason='POSIX signals')
 def test_ctrl_c_saves(folders, tmp_path):
     out = tmp_path/'run'
@@ -577,6 +580,9 @@ def test_demo_keeps_what_is_not_its_own(small_demo, tmp_path):
 
 # --- streams, names, warnings ------------------------------------------------------------------------
 
+@pytest.mark.fault('names: standard input, output and error are closed',
+                   happens='the work is done',
+                   left='all scenes')
 def test_closed_streams(net, tmp_path):
     "A service without standard output or error gets its work done all the same."
     Image.new('RGB', (9, 7)).save(tmp_path/'p.png')
@@ -615,6 +621,9 @@ def test_max_pixels(net, pictures, tmp_path):
     assert '--max-pixels' in one_line(run(*words, 399))
     assert run(*words, 400).exit_code == 0
 
+@pytest.mark.fault('names: a user without a home directory',
+                   happens='one line says which variable to set',
+                   left='nothing')
 def test_nobody_home(monkeypatch, tmp_path):
     "A user without a home directory is told what to set; `doctor` does not call that broken."
     import pathlib
@@ -630,6 +639,9 @@ def test_nobody_home(monkeypatch, tmp_path):
     notes = {what: text for mark, what, text, *_ in _weights_findings() if mark == '--'}
     assert 'TORCH_HOME' in notes['weights vgg19'] and 'first use' in notes['weights shinkai']
 
+@pytest.mark.fault('disk: the drive with the pictures is unplugged while training',
+                   happens='the state is saved, one line says so, the program ends',
+                   left='a checkpoint of the last step')
 def test_a_drive_that_is_unplugged_ends_the_program(pictures, tmp_path):
     "Readers in processes of their own fail: one line, the state is saved, and the program ends."
     import shutil
@@ -649,6 +661,9 @@ def test_a_drive_that_is_unplugged_ends_the_program(pictures, tmp_path):
     assert 'is saved, go on with --resume' in said[0], err[-500:]
     assert list((tmp_path/'run'/'checkpoints').glob('*.safetensors'))
 
+@pytest.mark.fault('names: frames whose names are no UTF-8, in a training',
+                   happens='trained on and resumed as any other',
+                   left='a run')
 def test_names_that_are_no_text(folders, pictures, tmp_path):
     "A frame whose name is Shift-JIS bytes is trained on like any other, and its run can be saved."
     import shutil

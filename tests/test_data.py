@@ -221,6 +221,9 @@ def test_mislabeled_files_work(tmp_path):
     assert n == 35
 
 
+@pytest.mark.fault('picture: cut off',
+                   happens='one line says that it ends early',
+                   left='nothing')
 @pytest.mark.parametrize('fmt', ['JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'PPM'])
 def test_truncation_is_an_error_that_says_so(tmp_path, fmt):
     whole = encoded(noisy(), fmt)
@@ -282,6 +285,9 @@ def test_heic_is_read_where_its_plugin_is_installed(tmp_path):
     assert find_images(tmp_path) == [tmp_path/'x.heic']
 
 
+@pytest.mark.fault('picture: a JPEG that lacks only its end marker',
+                   happens='read, as all rows are there',
+                   left='-')
 def test_jpeg_without_its_end_marker(tmp_path):
     "Whole rows count, not the last two bytes; a file that lacks rows stays refused, whatever its size."
     rnd = np.random.default_rng(0)
@@ -315,6 +321,9 @@ def test_only_the_first_frame_is_said(tmp_path):
         assert read_image(tmp_path/'x.mpo').size == a.size
 
 
+@pytest.mark.fault('picture: metadata that unpack to more than 64 MiB',
+                   happens='refused in one line',
+                   left='nothing')
 def test_large_metadata_of_a_png(tmp_path):
     info = PngImagePlugin.PngInfo()
     info.add_itxt('XML:com.adobe.xmp', 'y'*1_300_000, zip=True)
@@ -349,6 +358,9 @@ def test_only_allowed_formats(tmp_path):
     assert set(data._decoders()) <= set(_FORMATS) and len(data._decoders()) >= 7
 
 
+@pytest.mark.fault('picture: a pipe, a broken link, a folder, an impossible name',
+                   happens='one line; nothing waits',
+                   left='nothing')
 def test_not_a_file(tmp_path):
     with pytest.raises(ImageError, match='folder'): read_image(tmp_path)
     with pytest.raises(ImageError, match='no such file'): read_image(tmp_path/'missing.png')
@@ -377,6 +389,9 @@ def png_claiming(w, h):
     return b'\x89PNG\r\n\x1a\n' + header + chunk(b'IDAT', b'') + chunk(b'IEND', b'')
 
 
+@pytest.mark.fault('picture: more pixels than 89 million',
+                   happens='refused in one line before it is decoded',
+                   left='nothing')
 def test_bombs_are_refused_quietly_and_early(tmp_path, monkeypatch):
     path = tmp_path/'bomb.png'
     for side in (9460, 14000, 100_000):       # above the warning level, above twice that, absurd
@@ -431,6 +446,9 @@ def test_a_folder_is_listed_under_its_own_name(tmp_path):
     assert find_images(tmp_path) == [tmp_path/'true'/'x.png']
 
 
+@pytest.mark.fault('names: links that lead in circles',
+                   happens='every folder is read once',
+                   left='-')
 def test_linked_folders_are_read_once(tmp_path):
     for name in ('photos/own.jpg', 'store/linked.jpg'):
         (tmp_path/name).parent.mkdir(exist_ok=True); picture().save(tmp_path/name)
@@ -792,6 +810,9 @@ def test_pair_errors(tmp_path):
     with pytest.raises(ImageError, match='s5.jpg.*s5.png|s5.png.*s5.jpg'): match_pairs(tmp_path)
 
 
+@pytest.mark.fault('training: pictures that cannot be read',
+                   happens='each is named once and replaced by the next',
+                   left='a run on the others')
 def test_unreadable_files_in_training(tmp_path):
     for side in ('trainA', 'trainB'):
         (tmp_path/side).mkdir()

@@ -219,11 +219,15 @@ def test_checkpoint_of_another_kind_is_refused(photos, tmp_path):
     "The result may be a safetensors file too, but it is no checkpoint; nor is that of another stage ours."
     run = tmp_path/'run'
     r = life(photos, run)
-    whole = [c.read_bytes() for c in checkpoints(run)]
+    tensors = {k: v.clone() for k, v in read_checkpoint(checkpoints(run)[-1])[0].items()}
     for c in checkpoints(run): c.write_bytes((run/r.result).read_bytes())
     with pytest.warns(UserWarning, match='no checkpoint'), pytest.raises(CheckpointError):
         life(photos, run, resume=True)
-    for c, data in zip(checkpoints(run), whole): c.write_bytes(data.replace(b'lr\\": 0.1', b'rl\\": 0.1'))
+    @dataclass(frozen=True)
+    class Other(RunSettings):
+        "The settings of another stage."
+        rl: float = opt(.1, 'step size', 'test', lo=0.)
+    runs.save_checkpoint(run, 9, Other(), tensors, {})
     with pytest.raises(CheckpointError, match="another kind of training: no setting 'rl'"):
         life(photos, run, resume=True)
 
@@ -261,6 +265,9 @@ def test_log_and_samples(photos, tmp_path):
     assert json.loads((tmp_path/'run'/'settings.json').read_text())['log_every'] == 4
 
 
+@pytest.mark.fault('training: a loss becomes NaN or infinite',
+                   happens='it stops, and names the step, the loss and the pictures of the batch',
+                   left='the last good checkpoint')
 def test_nan_between_two_log_entries_is_not_saved(photos, tmp_path):
     "Nobody looks at the loss of step 4, but its checkpoint is due."
     class Sick(LineRun):
@@ -337,6 +344,9 @@ def test_a_state_without_its_optimizer_is_refused():
     restore(state, *make())
 
 
+@pytest.mark.fault('shared: a training begins where another is at work',
+                   happens='refused in one line',
+                   left='every file of the first as it was')
 def test_a_locked_run_refuses_a_second_one(photos, tmp_path, monkeypatch):
     "Another process holds the folder: nothing is read, nothing is written."
     life(photos, tmp_path/'run')
@@ -370,6 +380,9 @@ def test_stray_local_rank(photos, tmp_path, monkeypatch):
 
 # ---- reading and writing fail
 
+@pytest.mark.fault('training: a process that reads ahead is killed',
+                   happens='the state is saved, one line says what happened, --resume goes on',
+                   left='a checkpoint of the last step')
 def test_a_dead_reader_costs_no_step(photos, tmp_path):
     "The system kills a process that reads ahead: the state is saved, one line says what happened."
     def kill_readers(step, n_steps, losses):
@@ -493,6 +506,9 @@ def test_settings_that_change_the_result(photos, tmp_path):
     life(photos, tmp_path/'run', TOY.but(keep=1, log_every=3, sample_every=1), resume=True)
 
 
+@pytest.mark.fault('shared: a new training in the folder of an old one',
+                   happens='refused, with the advice to add --resume',
+                   left='every file as it was')
 def test_run_folder_is_not_overwritten(photos, tmp_path):
     life(photos, tmp_path/'run')
     with pytest.raises(UserError, match='--resume'): life(photos, tmp_path/'run')
@@ -536,6 +552,10 @@ life(Path({photos!r}), Path({run!r}), on_step=slowly, backup=Path({backup!r}))
 """
 
 
+@pytest.mark.fault('killed: training, and the machine goes with its disk',
+                   happens='--resume with --backup goes on from the copy, and ends bit for bit as '
+                           'undisturbed',
+                   left='the copy, up to the last save')
 def test_a_machine_that_is_taken_away(photos, whole, tmp_path):
     "SIGKILL in step 7, and the disk is lost: the copy holds step 6, and the run ends as if undisturbed."
     local, copy = tmp_path/'machine'/'run', tmp_path/'drive'/'run'
@@ -577,6 +597,9 @@ def test_a_new_run_does_not_write_over_a_copy(photos, tmp_path):
     assert before == sorted((p.name, p.stat().st_mtime_ns) for p in (tmp_path/'copy').rglob('*'))
 
 
+@pytest.mark.fault('disk: the second disk of --backup drops out',
+                   happens='a note; the next save makes up for it',
+                   left='the run, and later its copy')
 def test_a_drive_that_drops_out(photos, whole, tmp_path, monkeypatch):
     "A copy that fails is a warning; the next save makes up for it."
     failed, copyfile = [], shutil.copyfile

@@ -238,6 +238,9 @@ def bad_files(folder, net):
     return files
 
 
+@pytest.mark.fault('weights: 25 kinds of wrong files',
+                   happens='each is refused in one line that says what it is',
+                   left='nothing')
 def test_bad_weights_are_named_and_run_nothing(net, tmp_path):
     files = bad_files(tmp_path, net)
     for name, (path, words) in files.items():
@@ -274,6 +277,9 @@ def make_album(folder):
             {'truncated.jpg': 'truncated', 'empty.png': 'empty', 'text.jpg': 'text'})
 
 
+@pytest.mark.fault('picture: bad ones in an album',
+                   happens='named in the report; the others are done',
+                   left='the scenes of the others')
 def test_one_bad_file_never_stops_the_album(net, tmp_path, capsys):
     good, bad = make_album(tmp_path/'in'/'deep')
     report = stylize_folder(tmp_path/'in', tmp_path/'out', net)
@@ -297,6 +303,9 @@ def test_one_bad_file_never_stops_the_album(net, tmp_path, capsys):
 def outputs(report, out): return {str(d.out.relative_to(out)) for d in report.done}
 
 
+@pytest.mark.fault('names: x.jpg, x.png and X.PNG in one folder',
+                   happens='every scene has a name of its own',
+                   left='one scene for each')
 def test_names_never_collide(net, tmp_path):
     a, out = tmp_path/'a', tmp_path/'out'
     for name in ('x.jpg', 'x.png', 'X.PNG', 'x.jpg.png', 's/y.jpg', 's/y.webp', 'z.jpeg', 't.x/q.bmp'):
@@ -312,6 +321,9 @@ def test_names_never_collide(net, tmp_path):
     assert [f.path.name for f in report.failed] == ['nowhere']
 
 
+@pytest.mark.fault('names: scenes into the folder of the photos',
+                   happens='refused, or written beside them',
+                   left='every photo as it was')
 def test_inputs_survive(net, tmp_path, monkeypatch):
     a = tmp_path/'a'; a.mkdir()
     photo(8, 8).save(a/'x.png'); photo(8, 8).save(a/'y.jpg')
@@ -331,6 +343,9 @@ def test_inputs_survive(net, tmp_path, monkeypatch):
     assert all(p.read_bytes() == b for p, b in before.items())
 
 
+@pytest.mark.fault('names: links in the folder of the scenes that lead elsewhere',
+                   happens='nothing is written through them',
+                   left='files elsewhere as they were')
 def test_links_do_not_lead_out(net, tmp_path):
     a, out, away = tmp_path/'a', tmp_path/'out', tmp_path/'away'
     (a/'sub').mkdir(parents=True); out.mkdir(); away.mkdir()
@@ -365,6 +380,9 @@ def test_wrong_weights_fail_before_the_first_photo(tmp_path):
 
 # ---- what lies in the output folder, and what it is called
 
+@pytest.mark.fault('names: a picture of somebody else lies where a scene would go',
+                   happens='it stays; the scene has another name, and a note says so',
+                   left='both')
 def test_a_strangers_picture_stays(net, tmp_path):
     "Somebody else's file in the output folder keeps its place; our own scene of an earlier run does not."
     album, out = tmp_path/'album', tmp_path/'out'
@@ -412,6 +430,9 @@ def test_larger_photos_need_to_be_asked_for(net, tmp_path):
                                           max_pixels=599).failed[0].reason
 
 
+@pytest.mark.fault('disk: one that knows no permissions (SMB, FUSE)',
+                   happens='written as usual',
+                   left='all scenes')
 def test_a_disk_without_permissions_takes_scenes(net, tmp_path, monkeypatch):
     "SMB, FUSE and foreign NTFS refuse chmod; writing does not need it."
     def refuse(*args, **kwargs): raise PermissionError(errno.EPERM, 'Operation not permitted')

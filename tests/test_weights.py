@@ -76,6 +76,9 @@ def test_whole_download_is_kept(server, home, capsys):
     assert fetch('toy') == path and len(server.asked) == 1 and 'license' not in capsys.readouterr().err
 
 
+@pytest.mark.fault('download: the connection breaks',
+                   happens='the rest is asked for',
+                   left='the whole file')
 def test_broken_download_goes_on(server, home):
     server.cut = 100_000
     assert fetch('toy').read_bytes() == server.data
@@ -102,6 +105,9 @@ def test_server_without_range(server, home):
     assert fetch('toy').read_bytes() == server.data and names(home) == {'toy.bin'}
 
 
+@pytest.mark.fault('download: the file arrives altered, too long or too short',
+                   happens='refused in one line',
+                   left='nothing, or a .part file')
 @pytest.mark.parametrize('mode', ['range', 'nolength'])
 def test_altered_long_and_short(server, home, mode):
     server.mode, data = mode, server.data
@@ -126,6 +132,9 @@ def test_another_size_is_refused_before_the_first_byte(server, home):
     assert names(home) == set()
 
 
+@pytest.mark.fault('download: an answer without end',
+                   happens='left as soon as it is longer than promised',
+                   left='nothing')
 def test_an_endless_answer_is_left(server, home, monkeypatch):
     class Endless(contextlib.nullcontext):
         status, headers, blocks = 200, {}, 0
@@ -216,6 +225,9 @@ def test_offline_zero_means_online(server, home, monkeypatch, value):
     assert fetch('toy').read_bytes() == server.data
 
 
+@pytest.mark.fault('download: the disk or the quota is full',
+                   happens='one line says how much to free',
+                   left='-')
 @pytest.mark.parametrize('code', [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_or_quota_is_said(server, home, monkeypatch, code):
     def full(*a, **k): raise OSError(code, 'no room')
@@ -342,6 +354,9 @@ class Mine:
     "A class that nobody allowed."
 
 
+@pytest.mark.fault('weights: a file that carries code',
+                   happens='refused in one line that names what it would call; nothing is run',
+                   left='nothing')
 @pytest.mark.parametrize('hide', [
     lambda e: {'g_ema': e}, lambda e: argparse.Namespace(size=e),
     lambda e: {'args': argparse.Namespace(a=[{'b': e}])},
