@@ -225,6 +225,48 @@ def demo_command(
     for _, reason in done.failed: _tell(reason)
     if done.failed: raise typer.Exit(1)
 
+# %% ../nbs/15_cli.ipynb #exp-stylize-options
+def _maybe(kind, metavar, help, *names):
+    "An option that need not be given."
+    option = typer.Option(*names, metavar=metavar, help=help, show_default=False)
+    return Annotated[Optional[kind], option]
+
+_Precision = _maybe(str, 'fp32|bf16', 'Number format of the network [fp32]; bf16 is faster where the device '
+                                      'has it.')
+_MaxPixels = Annotated[Optional[int], typer.Option(
+    metavar='INT', min=1, show_default=False,
+    help='Refuse larger photos [89478485]; a panorama that you trust may need more.')]
+_Tone = _maybe(bool, None, 'Give the scene the photo\'s broad light and colors [as the weights ask].',
+               '--tone/--no-tone')
+_Batch = _maybe(int, 'INT', 'Photos of one size that run at once [1; on a GPU up to 8].')
+
+# %% ../nbs/15_cli.ipynb #exp-look-options
+_Strength = _maybe(float, '0..1', 'How far from the photo to the scene [1].')
+_KeepColor = _maybe(bool, None, 'The photo\'s hue and chroma, with the scene\'s light.', '--keep-color')
+_Preserve = _maybe(float, '0..1', 'How much of fine, strong detail of the photo, such as lettering, comes '
+                                  'through [0].')
+_Mask = _maybe(Path, 'FILE|DIR', 'Where the scene is: white scene, black photo. A file for all photos, or a '
+                                 'folder of files with their names.')
+_Feather = _maybe(int, 'PX', 'How far the edge of a mask is blurred [8].')
+
+# %% ../nbs/15_cli.ipynb #exp-file-options
+_Format = _maybe(str, 'png|jpeg|webp', 'Kind of the files in a folder [png].')
+_Quality = _maybe(int, '1..100', 'Of JPEG and WebP [95].')
+_Skip = _maybe(bool, None, 'Leave scenes of an earlier run as they are.', '--skip-existing')
+_Metadata = _maybe(bool, None, 'Copy camera, time and author of a photo; not where it was taken.',
+                   '--keep-metadata')
+_Location = _maybe(bool, None, 'With --keep-metadata: also where it was taken.', '--keep-location')
+_ReportFile = _maybe(Path, 'FILE', 'Write as JSON what became of every photo.', '--report')
+
+# %% ../nbs/15_cli.ipynb #exp-tell-report
+def _tell_report(report, out):
+    "A line about all, a line for each note and each failure, and the exit status."
+    typer.echo(f'{str(report).splitlines()[0]} → {out}')
+    for note in report.notes: _tell(f'note: {note}')
+    for failed in report.failed:
+        _tell(failed.reason if str(failed.path) in failed.reason else f'{failed.path}: {failed.reason}')
+    if report.failed: raise typer.Exit(1)
+
 # %% ../nbs/15_cli.ipynb #exp-stylize
 @app.command('stylize')
 def stylize_command(
@@ -236,27 +278,24 @@ def stylize_command(
     weights: Annotated[str, typer.Option(
         metavar='NAME|FILE', help='drawn (bundled, free), shinkai (the paper\'s, non-commercial, fetched on '
                                   'first use), a .safetensors or a .pth file.')] = 'drawn',
-    device: _Device = 'auto',
-    precision: Annotated[Optional[str], typer.Option(
-        metavar='fp32|bf16', show_default=False,
-        help='Number format of the network [fp32]; bf16 is faster where the device has it.')] = None,
-    max_pixels: Annotated[Optional[int], typer.Option(
-        metavar='INT', min=1, show_default=False,
-        help='Refuse larger photos [89478485]; a panorama that you trust may need more.')] = None,
-    tone: Annotated[Optional[bool], typer.Option(
-        '--tone/--no-tone', show_default=False,
-        help='Give the scene the photo\'s broad light and colors [as the weights ask].')] = None):
+    device: _Device = 'auto', precision: _Precision = None, max_pixels: _MaxPixels = None,
+    batch: _Batch = None,
+    tone: _Tone = None, strength: _Strength = None, keep_color: _KeepColor = None,
+    preserve: _Preserve = None, mask: _Mask = None, feather: _Feather = None,
+    format: _Format = None, quality: _Quality = None, skip_existing: _Skip = None,
+    keep_metadata: _Metadata = None, keep_location: _Location = None, report_file: _ReportFile = None):
     "Turn photos into anime scenes of the same size."
-    from scenimefy.stylize import stylize_file, stylize_folder
+    from scenimefy.stylize import stylize_file, stylize_folder, write_report
+    asked = dict(batch=batch, strength=strength, keep_color=keep_color, preserve=preserve, feather=feather,
+                 format=format, quality=quality, skip_existing=skip_existing, mask=mask,
+                 keep_metadata=keep_metadata, keep_location=keep_location)
     how = dict(weights=weights, device=device, precision=precision, max_pixels=max_pixels, tone=tone)
+    how |= {name: value for name, value in asked.items() if value is not None}
     is_file = out.suffix.lower() in _FILES and not out.is_dir()
     if is_file: report = stylize_file(paths, out, **how)
     else: report = stylize_folder(paths, out, progress=sys.stderr.isatty(), **how)
-    typer.echo(f'{len(report.done)} done, {len(report.failed)} failed, {report.seconds:.1f} s → {out}')
-    for note in report.notes: _tell(f'note: {note}')
-    for failed in report.failed:
-        _tell(failed.reason if str(failed.path) in failed.reason else f'{failed.path}: {failed.reason}')
-    if report.failed: raise typer.Exit(1)
+    if report_file: write_report(report, report_file)
+    _tell_report(report, out)
 
 # %% ../nbs/15_cli.ipynb #exp-train
 def _settings_of_run(cls, run, backup=None):

@@ -39,6 +39,13 @@ stylize(Image.new('RGB', (50, 30), 'teal'), device='cpu').size  # → (50, 30)""
 from scenimefy import painters, stylize_folder
 photos = painters.write_world('world', n_photos=2, n_anime=0, n_pairs=0, size=32)/'photos'
 len(stylize_folder(photos, 'scenes', device='cpu', progress=False).done)  # → 2"""),
+    Entry('Stylizer', 'stylize',
+          '`SettingsError` for a setting that there is not, `WeightsError` for bad weights', """
+from PIL import Image
+from scenimefy import Stylizer
+stylizer = Stylizer(device='cpu', strength=.5)
+photo = Image.new('RGB', (50, 30), 'teal')
+[scene.size for scene in stylizer([photo, photo])]  # → [(50, 30), (50, 30)]"""),
     Entry('load_translator', 'translator', '`WeightsError` for a file that holds no translator', """
 from scenimefy import load_translator
 load_translator('drawn').n_blocks  # → 6"""),

@@ -29,7 +29,7 @@ def functions():
 
 
 def test_the_front_door_is_small_and_light():
-    assert 20 <= len(FRONT) <= 25 and set(dir(scenimefy)) == {*FRONT, '__version__'}
+    assert 20 <= len(FRONT) <= 30 and set(dir(scenimefy)) == {*FRONT, '__version__'}
     loaded = fresh('import sys, scenimefy\n'
                    'print(*[m for m in ("torch", "numpy", "PIL", "typer") if m in sys.modules])')
     assert loaded[0] == ''

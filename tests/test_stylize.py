@@ -395,7 +395,7 @@ def test_a_strangers_picture_stays(net, tmp_path):
         assert 'a.png is not ours and stays' in report.notes[0]
         assert np.array_equal(Image.open(out/'a.png'), strangers)
     assert sorted(p.name for p in out.iterdir()) == ['a.jpg.png', 'a.png', 'b.png']
-    with Image.open(out/'b.png') as im: assert im.info == {'Software': 'scenimefy'}
+    with Image.open(out/'b.png') as im: assert im.info == {'Software': 'scenimefy', 'srgb': 0}
 
 
 @pytest.mark.parametrize('name', ['scene.png', 'scene.jpg', 'scene.webp', 'scene.tif', 'scene.bmp'])
