@@ -60,7 +60,7 @@ _WIPE = Markup("""<div class="wipe" style="aspect-ratio:{w}/{h};width:min(100%,c
 <img class="scene" src="{scene}" alt="{name} as an anime scene"><img class="photo" src="{photo}" alt="{name}">
 <i></i><span aria-hidden="true" style="left:10px">photo</span>
 <span aria-hidden="true" style="right:10px">scene</span>
-<input type="range" min="0" max="100" value="50" aria-label="Wipe: how much of the photo is shown"
+<input type="range" min="0" max="100" value="50" aria-label="Wipe between photo and scene"
 aria-valuetext="50 % photo" oninput="this.parentNode.style.setProperty('--at',this.value+'%');
 this.setAttribute('aria-valuetext',this.value+' % photo')"></div>""")
 
@@ -192,7 +192,7 @@ _ALERT, _STATUS = (Markup('<p class="note" role="%s">{}</p>' % role) for role in
 
 def _name_of(upload) -> str: # what Gradio says about an uploaded file, or None
     "The name that the photo has on the visitor's computer."
-    return (upload.get('orig_name') or 'photo') if upload else 'example'
+    return (upload.get('orig_name') or 'photo') if upload else 'drawn example'
 
 def _trouble(error, name:str) -> str: # name: of the photo
     "What went wrong, for the reader of the page, without a path of this computer."
@@ -299,7 +299,7 @@ _COLORS |= dict(body_text_color_subdued='*neutral_600', body_text_color_subdued_
 
 def _launch(gr, page, host, port, folder):
     "Start the server of a page; `UserError` if the port is taken."
-    fonts = dict(font=['system-ui', 'sans-serif'], font_mono=['ui-monospace', 'monospace'])  # the system's own
+    fonts = dict(font=['system-ui', 'sans-serif'], font_mono=['monospace'])      # the system's own
     theme = gr.themes.Default(primary_hue='sky', neutral_hue='slate', **fonts).set(**_COLORS)
     page.queue(max_size=8, api_open=False)
     try:
