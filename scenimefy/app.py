@@ -16,7 +16,7 @@ from .core import SettingsError, UserError, to_image
 from .data import ImageError, read_image
 from .page import data_uri, shrink
 from .painters import render
-from .stylize import save_picture, stylize
+from .stylize import Stylizer, save_picture, stylize
 from .weights import find_weights
 from .world import HELD_OUT
 
@@ -86,8 +86,7 @@ def _do_jobs(pipe):
 # %% ../nbs/10d_app.ipynb #exp-worker
 class Worker:
     "One process that keeps the network; a job that takes too long, or that nobody waits for, ends with it."
-    def __init__(self, seconds:float=300): # a job's limit
-        self.seconds, self.process, self.owner = seconds, None, None
+    def __init__(self): self.process = self.owner = None
 
     def _start(self):
         context = multiprocessing.get_context('spawn')      # a fresh one: nothing of the page is in it
@@ -96,21 +95,23 @@ class Worker:
         self.process.start()
         there.close()
 
-    def run(self, owner:str, function, *args): # one at a time
+    def run(self, owner:str,   # who waits for the result; one at a time
+            seconds:float,     # the limit
+            function, *args):  # of a module
         "`function(*args)` in the process; `UserError` if it takes too long or dies."
         if self.process is None or not self.process.is_alive(): self._start()
         self.owner = owner
         try:
             self.pipe.send((function, args))
-            if not self.pipe.poll(self.seconds):
+            if not self.pipe.poll(seconds):
                 self.stop()
-                raise UserError(f'this took longer than {self.seconds:g} s and was stopped; '
-                                'choose a smaller size')
+                raise UserError(f'this took longer than {seconds:g} s and was stopped; choose something '
+                                'smaller or shorter')
             result, error = self.pipe.recv()
         except (EOFError, OSError):
             self.stop()
             raise UserError('the computation was ended, perhaps because the memory was full; '
-                            'choose a smaller size') from None
+                            'choose something smaller') from None
         finally: self.owner = None
         if error: raise error
         return result
@@ -122,11 +123,17 @@ class Worker:
         self.process.join()
 
 # %% ../nbs/10d_app.ipynb #exp-job
-def _make_scene(photo, out, name, *how): # `how`: the arguments of `scene_of` after the photo
+def _paint_photo(photo, out, name, *how): # `how`: the arguments of `scene_of` after the photo
     "The job of the page: write the scene to `out`; the HTML of the wipe."
     photo, scene = scene_of(photo or example_photo(), *how)
     save_picture(scene, out)
     return wipe_html(photo, scene, name)
+
+def _paint_film(film, out, strength, weights, max_pixels):
+    "Write the film to `out`, every frame a scene."
+    Stylizer(weights, max_pixels=max_pixels, strength=strength).video(film, out)
+
+def _films() -> bool: return hasattr(Stylizer, 'video')     # whether this version can paint films
 
 # %% ../nbs/10d_app.ipynb #exp-visitors
 class Visitors:
@@ -164,7 +171,8 @@ class Visitors:
 
 # %% ../nbs/10d_app.ipynb #exp-choices
 _SIZES = {'768 px, quick': 768, '1280 px': 1280, '2048 px, slow': 2048, 'as the photo': None}
-_UPLOAD = '64mb'   # the largest file that may be sent
+_UPLOAD = '256mb'                  # the largest file that may be sent
+_PHOTO, _FILM = 300, 1800          # seconds that one may take
 
 def _painters(weights) -> dict: # {what the page shows: weights}
     "The translators that the page offers, the one that was asked for first."
@@ -208,14 +216,27 @@ class _Desk:
         self.visitors, self.worker = Visitors(folder), Worker()
         self.visitors.arrive('example')
 
-    def scene(self, visitor:str, upload, strength, size, painter): # upload: {'path', 'orig_name'} or None
-        "(HTML of the wipe, file to download, seconds) of one visitor's wishes."
-        start, name = time.perf_counter(), _name_of(upload)
-        how = _chosen(_SIZES, size), strength, _chosen(self.painters, painter), self.max_pixels
+    def _take(self, visitor, upload, suffix) -> tuple: # upload: {'path', 'orig_name'} or None
+        "(uploaded file, its name, file for the result) of a visitor."
         if upload: self.visitors.add(visitor, upload['path'])
-        out = self.visitors.new_file(visitor, f'{Path(name).stem}-scene.png')
-        html = self.worker.run(visitor, _make_scene, upload and upload['path'], out, name, *how)
-        return html, out, time.perf_counter() - start
+        name = _name_of(upload)
+        return upload and upload['path'], name, self.visitors.new_file(visitor, f'{Path(name).stem}-scene{suffix}')
+
+    def photo(self, visitor:str, upload, strength, size, painter) -> tuple:
+        "(HTML of the wipe, file to download, what to say)"
+        start, how = time.perf_counter(), (_chosen(_SIZES, size), strength, _chosen(self.painters, painter))
+        photo, name, out = self._take(visitor, upload, '.png')
+        html = self.worker.run(visitor, _PHOTO, _paint_photo, photo, out, name, *how, self.max_pixels)
+        with Image.open(out) as scene: width, height = scene.size
+        return html, out, f'{width} × {height} px in {time.perf_counter() - start:.1f} s.'
+
+    def film(self, visitor:str, upload, strength, painter) -> tuple:
+        "(the new film, what to say)"
+        if not upload: raise UserError('choose a film first')
+        start, how = time.perf_counter(), (strength, _chosen(self.painters, painter), self.max_pixels)
+        film, _, out = self._take(visitor, upload, '.mp4')
+        self.worker.run(visitor, _FILM, _paint_film, film, out, *how)
+        return out, f'Painted in {time.perf_counter() - start:.0f} s.'
 
     def leave(self, visitor:str):
         "Stop what is being computed for a visitor who has gone, and delete the files."
@@ -223,14 +244,64 @@ class _Desk:
         self.visitors.leave(visitor)
 
 # %% ../nbs/10d_app.ipynb #exp-inputs
-def _inputs(gr, painters) -> list: # the components
-    "What the visitor gives: a photo, and how it is to be painted."
-    camera = gr.WebcamOptions(mirror=False, constraints={'video': {'facingMode': 'environment'}})
-    return [gr.Image(label='Your photo', sources=['upload', 'webcam', 'clipboard'], webcam_options=camera,
-                     height=240, buttons=[], alt_text='The photo that you chose'),
-            gr.Slider(0, 1, 1, step=.05, label='Strength of the style', info='0 is your photo'),
-            gr.Radio(list(_SIZES), value=list(_SIZES)[1], label='Longer side of the scene'),
+def _wishes(gr, painters) -> list: # components
+    "How a photo or a film is to be painted."
+    return [gr.Slider(0, 1, 1, step=.05, label='Strength of the style', info='0 is the photo'),
             gr.Radio(list(painters), value=list(painters)[0], label='Painted by')]
+
+def _photo_inputs(gr, painters) -> list: # components
+    "What the visitor gives for a scene."
+    camera = gr.WebcamOptions(mirror=False, constraints={'video': {'facingMode': 'environment'}})
+    photo = gr.Image(label='Your photo', sources=['upload', 'webcam', 'clipboard'], webcam_options=camera,
+                     height=240, buttons=[], alt_text='The photo that you chose')
+    strength, painter = _wishes(gr, painters)
+    size = gr.Radio(list(_SIZES), value=list(_SIZES)[1], label='Longer side of the scene')
+    return [photo, strength, size, painter]
+
+# %% ../nbs/10d_app.ipynb #exp-connect
+_PRIVATE = dict(preprocess=False, api_visibility='private')     # values as the browser sent them
+
+def _connect(gr, desk, make, inputs, go, outputs): # the first input is the upload, the last output the note
+    "Let `make` answer when something is chosen, and when the button is pressed."
+    same = [gr.skip()]*(len(outputs) - 1)
+    def keep(request: gr.Request, upload): desk.visitors.add(request.session_hash, upload['path'])
+    def paint(request: gr.Request, upload, *wishes):
+        yield *same, _STATUS.format('Painting …')
+        try: *made, said = make(request.session_hash, upload, *wishes)
+        except Exception as error: yield *same, _ALERT.format(_trouble(error, _name_of(upload)))
+        else: yield *made, _STATUS.format(said)
+    upload = inputs[0]
+    upload.upload(keep, upload, queue=False, **_PRIVATE)
+    gr.on([upload.upload, go.click], paint, inputs, outputs, concurrency_limit=1, concurrency_id='painter',
+          trigger_mode='always_last', scroll_to_output=True, show_progress_on=upload, **_PRIVATE)
+
+# %% ../nbs/10d_app.ipynb #exp-photo-part
+def _photo_part(gr, desk):
+    "Wipe, note and download beside the inputs; on a phone below each other."
+    painters = desk.painters
+    first, out, _ = desk.photo('example', None, 1., list(_SIZES)[0], list(painters)[0])
+    with gr.Row():
+        with gr.Column(scale=3, min_width=340):
+            wipe = gr.HTML(first, apply_default_css=False)
+            note = gr.HTML(_STATUS.format('This one is drawn. Choose a photo of your own.'))
+            save = gr.DownloadButton('Download the scene', value=out)
+        with gr.Column(scale=2, min_width=300):
+            inputs = _photo_inputs(gr, painters)
+            go = gr.Button('Paint it', variant='primary')
+    _connect(gr, desk, desk.photo, inputs, go, [wipe, save, note])
+
+# %% ../nbs/10d_app.ipynb #exp-film-part
+def _film_part(gr, desk):
+    "The new film and a note beside the inputs."
+    with gr.Row():
+        with gr.Column(scale=3, min_width=340):
+            scene = gr.Video(label='The film as an anime scene', interactive=False, height=400)
+            note = gr.HTML(_STATUS.format('A film takes seconds for every frame, and half an hour at most.'))
+        with gr.Column(scale=2, min_width=300):
+            film = gr.Video(label='Your film', sources=['upload'], height=240, buttons=[])
+            wishes = _wishes(gr, desk.painters)
+            go = gr.Button('Paint the film', variant='primary')
+    _connect(gr, desk, desk.film, [film, *wishes], go, [scene, note])
 
 # %% ../nbs/10d_app.ipynb #exp-page
 _LEAD = """# Your photo as an anime scene
@@ -238,42 +309,18 @@ Everything is computed on this computer, and nothing is kept: photo and scene ar
 page. Move the line with the mouse, a finger or the arrow keys."""
 
 def _build(gr, desk):
-    "The page: wipe, note and download beside the inputs; on a phone below each other."
-    first, out, _ = desk.scene('example', None, 1., list(_SIZES)[0], list(desk.painters)[0])
+    "The page: photos, and films if this version can paint them."
+    def arrive(request: gr.Request): desk.visitors.arrive(request.session_hash)
+    def leave(request: gr.Request): desk.leave(request.session_hash)
     with gr.Blocks(title='Scenimefy', analytics_enabled=False, delete_cache=(60, 3600)) as page:
         gr.Markdown(_LEAD)
-        with gr.Row():
-            with gr.Column(scale=3, min_width=340):
-                wipe = gr.HTML(first, apply_default_css=False)
-                note = gr.HTML(_STATUS.format('This one is drawn. Choose a photo of your own.'))
-                save = gr.DownloadButton('Download the scene', value=out)
-            with gr.Column(scale=2, min_width=300):
-                inputs = _inputs(gr, desk.painters)
-                go = gr.Button('Paint it', variant='primary')
-        _connect(gr, desk, page, inputs, go, [wipe, save, note])
+        if _films():
+            with gr.Tab('A photo'): _photo_part(gr, desk)
+            with gr.Tab('A film'): _film_part(gr, desk)
+        else: _photo_part(gr, desk)
+        page.load(arrive, queue=False, **_PRIVATE)
+        page.unload(leave)
     return page
-
-# %% ../nbs/10d_app.ipynb #exp-connect
-def _connect(gr, desk, page, inputs, go, outputs):
-    "Say what happens when a photo is chosen, the button is pressed, the tab is closed."
-    photo, private = inputs[0], dict(preprocess=False, api_visibility='private')   # values as they were sent
-    def paint(upload, strength, size, painter, request: gr.Request):
-        yield gr.skip(), gr.skip(), _STATUS.format('Painting …')
-        try: html, out, seconds = desk.scene(request.session_hash, upload, strength, size, painter)
-        except Exception as error:
-            yield gr.skip(), gr.skip(), _ALERT.format(_trouble(error, _name_of(upload)))
-            return
-        with Image.open(out) as scene: width, height = scene.size
-        yield html, out, _STATUS.format(f'{width} × {height} px in {seconds:.1f} s.')
-
-    def arrive(request: gr.Request): desk.visitors.arrive(request.session_hash)
-    def keep(upload, request: gr.Request): desk.visitors.add(request.session_hash, upload['path'])
-    def leave(request: gr.Request): desk.leave(request.session_hash)
-    page.load(arrive, queue=False, **private)
-    photo.upload(keep, photo, queue=False, **private)
-    gr.on([photo.upload, go.click], paint, inputs, outputs, concurrency_limit=1, trigger_mode='always_last',
-          scroll_to_output=True, show_progress_on=photo, **private)
-    page.unload(leave)
 
 # %% ../nbs/10d_app.ipynb #exp-environment
 @contextlib.contextmanager

@@ -45,9 +45,9 @@ def test_what_was_not_offered_is_refused(tmp_path):
     desk = app._Desk(tmp_path, 'drawn', None)
     for size, painter in (('9999999 px', 'drawn'), ('1280 px', '/etc/passwd'), ([], 'drawn'), ('1280 px', {})):
         with pytest.raises(SettingsError, match='none of the choices'):
-            desk.scene('example', None, 1., size, painter)
+            desk.photo('example', None, 1., size, painter)
     with pytest.raises(UserError, match='lost its connection'):
-        desk.scene('nobody', None, 1., '1280 px', 'drawn')
+        desk.photo('nobody', None, 1., '1280 px', 'drawn')
     assert not list(tmp_path.iterdir()) and desk.worker.process is None
 
 
@@ -63,7 +63,7 @@ def test_a_visitor_who_leaves_ends_the_job(tmp_path):
     place, said = desk.visitors.new_file('me', 'scene.png'), []
     place.write_text('half a scene')
     def work():
-        try: desk.worker.run('me', time.sleep, 60)
+        try: desk.worker.run('me', 90, time.sleep, 60)
         except UserError as error: said.append(str(error))
     job = threading.Thread(target=work)
     job.start()
@@ -116,9 +116,9 @@ def served():
     before = dict(os.environ)
     sys.addaudithook(listen)
     app._Desk = keep
-    try:
-        with app.serving() as url: yield url, desks[0]
-    finally: app._Desk = real
+    with app.serving() as url:
+        app._Desk = real
+        yield url, desks[0]
     assert not desks[0].visitors.folder.exists() and not desks[0].worker.process.is_alive()
     assert {k: v for k, v in os.environ.items() if k.startswith('GRADIO')} == {
         k: v for k, v in before.items() if k.startswith('GRADIO')}
@@ -160,7 +160,7 @@ def test_server_offers_no_functions_by_name(served):
 
 
 def test_port_that_is_taken(served, monkeypatch):
-    monkeypatch.setattr(app._Desk, 'scene', lambda desk, *_: ('', desk.visitors.new_file('example', 'x'), 0.))
+    monkeypatch.setattr(app._Desk, 'photo', lambda desk, *_: ('', desk.visitors.new_file('example', 'x'), ''))
     port = int(re.search(r':(\d+)', served[0])[1])
     with pytest.raises(UserError, match=f'port {port} .* is taken'):
         with app.serving(port=port): pass
@@ -262,7 +262,7 @@ def test_a_text_that_is_called_png(served, visit, tmp_path, photo):
 def test_camera(served, visit, monkeypatch):
     "The browser's pretended camera: a picture is taken, and it arrives."
     desk, page, taken = served[1], visit(permissions=['camera']).page, []
-    def paint(owner, job, photo, out, name, *how):
+    def paint(owner, seconds, job, photo, out, name, *how):
         taken.append(Image.open(photo).size)
         Image.new('RGB', (40, 30)).save(out)
         return 'painted'
