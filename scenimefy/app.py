@@ -136,6 +136,8 @@ def _paint_film(film, out, strength, weights, max_pixels):
 def _films() -> bool: return hasattr(Stylizer, 'video')     # whether this version can paint films
 
 # %% ../nbs/10d_app.ipynb #exp-visitors
+_GONE = 'the page had lost its connection, so its files were deleted; load the page again'
+
 class Visitors:
     "Which files belong to which open page; those of a page that is closed are deleted."
     def __init__(self, folder): # where new files are made
@@ -146,18 +148,20 @@ class Visitors:
         with self.lock: self.files.setdefault(visitor, set())
 
     def add(self, visitor:str, path):
-        "Let `path`, a file or a folder, belong to `visitor`; `UserError` if the visitor has left."
+        "Let the file `path` belong to `visitor`; `UserError` if the visitor has left."
         path = Path(path)
         with self.lock:
-            if visitor in self.files: self.files[visitor].add(path)
-            else: self._delete({path})
-        if not path.exists():
-            raise UserError('the page had lost its connection, so its photo was deleted; load the page again')
+            here = visitor in self.files and path.is_file()
+            if here: self.files[visitor].add(path)
+            elif path.is_file(): self._delete({path})
+        if not here: raise UserError(_GONE)
 
     def new_file(self, visitor:str, name:str) -> Path: # in a folder of its own
         "A place for a file of `visitor` that will be downloaded under `name`."
-        folder = Path(tempfile.mkdtemp(dir=self.folder))
-        self.add(visitor, folder)
+        with self.lock:
+            if visitor not in self.files: raise UserError(_GONE)
+            folder = Path(tempfile.mkdtemp(dir=self.folder))
+            self.files[visitor].add(folder)
         return folder/name
 
     def leave(self, visitor:str):
@@ -203,7 +207,7 @@ def _name_of(upload) -> str: # what Gradio says about an uploaded file, or None
     return (upload.get('orig_name') or 'photo') if upload else 'drawn example'
 
 def _trouble(error, name:str) -> str: # name: of the photo
-    "What went wrong, for the reader of the page, without a path of this computer."
+    "What went wrong, for the reader of the page."
     if isinstance(error, ImageError): return f'{name}: {error.reason}'
     if isinstance(error, UserError): return str(error)
     return f'{name}: unexpected {type(error).__name__}: {error}'
@@ -220,9 +224,10 @@ class _Desk:
         "(uploaded file, its name, file for the result) of a visitor."
         if upload: self.visitors.add(visitor, upload['path'])
         name = _name_of(upload)
-        return upload and upload['path'], name, self.visitors.new_file(visitor, f'{Path(name).stem}-scene{suffix}')
+        out = self.visitors.new_file(visitor, f'{Path(name).stem}-scene{suffix}')
+        return upload and upload['path'], name, out
 
-    def photo(self, visitor:str, upload, strength, size, painter) -> tuple:
+    def photo(self, visitor:str, upload, size, strength, painter) -> tuple:
         "(HTML of the wipe, file to download, what to say)"
         start, how = time.perf_counter(), (_chosen(_SIZES, size), strength, _chosen(self.painters, painter))
         photo, name, out = self._take(visitor, upload, '.png')
@@ -254,9 +259,8 @@ def _photo_inputs(gr, painters) -> list: # components
     camera = gr.WebcamOptions(mirror=False, constraints={'video': {'facingMode': 'environment'}})
     photo = gr.Image(label='Your photo', sources=['upload', 'webcam', 'clipboard'], webcam_options=camera,
                      height=240, buttons=[], alt_text='The photo that you chose')
-    strength, painter = _wishes(gr, painters)
     size = gr.Radio(list(_SIZES), value=list(_SIZES)[1], label='Longer side of the scene')
-    return [photo, strength, size, painter]
+    return [photo, size, *_wishes(gr, painters)]
 
 # %% ../nbs/10d_app.ipynb #exp-connect
 _PRIVATE = dict(preprocess=False, api_visibility='private')     # values as the browser sent them
@@ -279,7 +283,7 @@ def _connect(gr, desk, make, inputs, go, outputs): # the first input is the uplo
 def _photo_part(gr, desk):
     "Wipe, note and download beside the inputs; on a phone below each other."
     painters = desk.painters
-    first, out, _ = desk.photo('example', None, 1., list(_SIZES)[0], list(painters)[0])
+    first, out, _ = desk.photo('example', None, list(_SIZES)[0], 1., list(painters)[0])
     with gr.Row():
         with gr.Column(scale=3, min_width=340):
             wipe = gr.HTML(first, apply_default_css=False)
@@ -296,9 +300,9 @@ def _film_part(gr, desk):
     with gr.Row():
         with gr.Column(scale=3, min_width=340):
             scene = gr.Video(label='The film as an anime scene', interactive=False, height=400)
-            note = gr.HTML(_STATUS.format('A film takes seconds for every frame, and half an hour at most.'))
+            note = gr.HTML(_STATUS.format('Every frame takes seconds. A film is stopped after half an hour.'))
         with gr.Column(scale=2, min_width=300):
-            film = gr.Video(label='Your film', sources=['upload'], height=240, buttons=[])
+            film = gr.File(label='Your film', file_types=['video', '.mkv', '.gif', '.webp'], height=180)
             wishes = _wishes(gr, desk.painters)
             go = gr.Button('Paint the film', variant='primary')
     _connect(gr, desk, desk.film, [film, *wishes], go, [scene, note])
@@ -312,7 +316,7 @@ def _build(gr, desk):
     "The page: photos, and films if this version can paint them."
     def arrive(request: gr.Request): desk.visitors.arrive(request.session_hash)
     def leave(request: gr.Request): desk.leave(request.session_hash)
-    with gr.Blocks(title='Scenimefy', analytics_enabled=False, delete_cache=(60, 3600)) as page:
+    with gr.Blocks(title='Scenimefy', analytics_enabled=False, delete_cache=(600, 86400)) as page:
         gr.Markdown(_LEAD)
         if _films():
             with gr.Tab('A photo'): _photo_part(gr, desk)
@@ -337,6 +341,7 @@ def _surroundings(folder):
 
 # %% ../nbs/10d_app.ipynb #exp-launch
 _CSS = """.gradio-container{max-width:1080px!important;margin:auto}
+.html-container{padding-inline:0!important}button[role=tab]{color:var(--body-text-color)!important}
 .note{margin:0}.note[role=alert]{border-left:4px solid #c2410c;padding:2px 0 2px 12px}"""
 
 # white on these blues, and these grays on the page, can be read by weak eyes (contrast 4.5 and more)
@@ -390,7 +395,9 @@ def _end(*_): raise KeyboardInterrupt
 def run_app(weights='drawn', host:str='127.0.0.1', port:int=None, max_pixels:int=None, # as in `serving`
             say=print): # is called with the address of the page
     "Serve the page until Ctrl-C, or until the process is asked to end; its files are deleted either way."
-    for name in {'SIGTERM', 'SIGHUP'} & set(dir(signal)): signal.signal(getattr(signal, name), _end)
+    for name in {'SIGTERM', 'SIGHUP'} & set(dir(signal)):             # Windows has no SIGHUP
+        number = getattr(signal, name)
+        if signal.getsignal(number) is not signal.SIG_IGN: signal.signal(number, _end)    # nohup ignores it
     with contextlib.suppress(KeyboardInterrupt), serving(weights, host, port, max_pixels) as url:
         say(url)
         threading.Event().wait()

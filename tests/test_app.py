@@ -43,12 +43,15 @@ def test_a_message_holds_no_path_of_this_computer():
 def test_what_was_not_offered_is_refused(tmp_path):
     "A browser may send anything, such as a file of this computer in place of a translator."
     desk = app._Desk(tmp_path, 'drawn', None)
-    for size, painter in (('9999999 px', 'drawn'), ('1280 px', '/etc/passwd'), ([], 'drawn'), ('1280 px', {})):
+    good = '1280 px', 'drawn'
+    for size, painter in (('9999999 px', good[1]), ([], good[1]), (good[0], '/etc/passwd'), (good[0], {})):
         with pytest.raises(SettingsError, match='none of the choices'):
-            desk.photo('example', None, 1., size, painter)
-    with pytest.raises(UserError, match='lost its connection'):
-        desk.photo('nobody', None, 1., '1280 px', 'drawn')
-    assert not list(tmp_path.iterdir()) and desk.worker.process is None
+            desk.photo('example', None, size, 1., painter)
+    for visitor, upload in (('nobody', None), ('example', {'path': str(tmp_path)})):      # a folder is no photo
+        with pytest.raises(UserError, match='lost its connection'):
+            desk.photo(visitor, upload, '1280 px', 1., 'drawn')
+    desk.leave('example')
+    assert tmp_path.is_dir() and not list(tmp_path.iterdir()) and desk.worker.process is None
 
 
 def test_painters_that_are_offered():
@@ -106,7 +109,16 @@ def listen(event, args):
 
 
 @pytest.fixture(scope='module')
-def served():
+def films():
+    "Whether this version paints films; if not, the page is told that it does, and the tests pretend it."
+    real = app._films()
+    if not real: app.Stylizer.video = None
+    yield real
+    if not real: del app.Stylizer.video
+
+
+@pytest.fixture(scope='module')
+def served(films):
     "(address, folder of its files) of a page; afterwards the folder must be gone."
     pytest.importorskip('gradio')
     desks, real = [], app._Desk
@@ -130,7 +142,8 @@ def files(desk): return [p for p in desk.visitors.folder.rglob('*') if p.is_file
 def get(url, data=None):
     request = urllib.request.Request(url, data, {'Content-Type': 'application/json'})
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer: return answer.status, answer.read().decode()
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error: return error.code, error.read().decode()
 
 
@@ -274,6 +287,43 @@ def test_camera(served, visit, monkeypatch):
     assert len(taken) == 1 and min(taken[0]) > 100
 
 
+def small_film(path):
+    "Six frames of 48×32."
+    av = pytest.importorskip('av')
+    with av.open(path, 'w') as container:
+        stream = container.add_stream('mpeg4', 6)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, 'yuv420p'
+        for gray in range(0, 240, 40):
+            frame = av.VideoFrame.from_image(Image.new('RGB', (48, 32), (gray, gray, 90)))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def frames(path):
+    import av
+    with av.open(path) as container: return [f.to_image().size for f in container.decode(video=0)]
+
+
+def test_film(served, films, visit, tmp_path, monkeypatch):
+    url, desk = served
+    before, page = set(files(desk)), visit().page
+    if not films:
+        def copy(owner, seconds, job, film, out, *how): shutil.copy(film, out)
+        monkeypatch.setattr(desk.worker, 'run', copy)
+    page.get_by_role('tab', name='A film').click()
+    page.get_by_text('Paint the film').click()
+    page.get_by_role('alert').filter(has_text='choose a film first').wait_for()
+    page.set_input_files('input[type=file] >> visible=false >> nth=-1', small_film(str(tmp_path/'sea.mp4')))
+    page.get_by_text('Painted in').wait_for()
+    address = page.locator('video').last.get_attribute('src')
+    assert 'sea-scene.mp4' in address
+    urllib.request.urlretrieve(address, tmp_path/'got.mp4')
+    assert frames(str(tmp_path/'got.mp4')) == [(48, 32)]*6
+    page.close()
+    assert wait_until(lambda: set(files(desk)) == before)
+
+
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
 def test_phone(served, visit, scheme):
     "Nothing sticks out of a narrow screen; the colors follow the reader's choice; every control has a name."
@@ -297,7 +347,8 @@ def test_keyboard_reaches_everything(served, visit):
         page.keyboard.press('Tab')
         reached.add(page.evaluate('''() => { const e = document.activeElement;
             return e.getAttribute('aria-label') || e.innerText || e.parentNode.innerText }'''))
-    wanted = 'Wipe', 'Download the scene', 'Upload file', 'Capture', 'Strength', '1280 px', 'drawn', 'Paint it'
+    wanted = ('A film', 'Wipe', 'Download the scene', 'Upload file', 'Capture', 'Strength', '1280 px', 'drawn',
+              'Paint it')
     missed = [word for word in wanted if not any(word in text for text in reached)]
     assert not missed, reached
 
@@ -308,7 +359,8 @@ def test_keyboard_reaches_everything(served, visit):
 def test_asked_to_end_it_leaves_nothing(tmp_path):
     pytest.importorskip('gradio')
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'TMPDIR': str(tmp_path)}
-    with subprocess.Popen(PROGRAM, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as page:
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(PROGRAM, env=env, **pipes) as page:
         line = page.stdout.readline()
         folders = list(tmp_path.glob('scenimefy-app-*'))
         page.send_signal(signal.SIGTERM)
