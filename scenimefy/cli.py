@@ -237,6 +237,8 @@ _Precision = _maybe(str, 'fp32|bf16', 'Number format of the network [fp32]; bf16
 _MaxPixels = Annotated[Optional[int], typer.Option(
     metavar='INT', min=1, show_default=False,
     help='Refuse larger photos [89478485]; a panorama that you trust may need more.')]
+_MaxMemory = _maybe(str, 'SIZE', 'What the program may hold, such as 4GB [what is free]; a large photo goes '
+                                 'through in strips, with the same result.')
 _Tone = _maybe(bool, None, 'Give the scene the photo\'s broad light and colors [as the weights ask].',
                '--tone/--no-tone')
 _Batch = _maybe(int, 'INT', 'Photos of one size that run at once [1; on a GPU up to 8].')
@@ -248,6 +250,7 @@ _Preserve = _maybe(float, '0..1', 'How much of fine, strong detail of the photo,
                                   'through [0].')
 _Mask = _maybe(Path, 'FILE|DIR', 'Where the scene is: white scene, black photo. A file for all photos, or a '
                                  'folder of files with their names.')
+_Smooth = _maybe(bool, None, 'For films: frames that follow each other look alike.', '--smooth')
 _Feather = _maybe(int, 'PX', 'How far the edge of a mask is blurred [8].')
 
 # %% ../nbs/15_cli.ipynb #exp-file-options
@@ -257,9 +260,22 @@ _Skip = _maybe(bool, None, 'Leave scenes of an earlier run as they are.', '--ski
 _Metadata = _maybe(bool, None, 'Copy camera, time and author of a photo; not where it was taken.',
                    '--keep-metadata')
 _Location = _maybe(bool, None, 'With --keep-metadata: also where it was taken.', '--keep-location')
+_Sheet = _maybe(Path, 'FILE', 'Every photo beside its scene, small: an .html page, or a picture of the first 300.',
+                '--sheet')
 _ReportFile = _maybe(Path, 'FILE', 'Write as JSON what became of every photo.', '--report')
 
 # %% ../nbs/15_cli.ipynb #exp-tell-report
+def _stylize(paths, out, resume, how):
+    "A film, a file or a folder: the report about it."
+    from scenimefy.stylize import Stylizer, film_target, stylize_file, stylize_folder
+    progress = sys.stderr.isatty()
+    film = film_target(paths[0], out) if len(paths) == 1 else None
+    if film:
+        mask = how.pop('mask', None)
+        return Stylizer(**how).video(paths[0], film, mask, resume=resume, progress=progress)
+    if out.suffix.lower() in _FILES and not out.is_dir(): return stylize_file(paths, out, **how)
+    return stylize_folder(paths, out, progress=progress, **how)
+
 def _tell_report(report, out):
     "A line about all, a line for each note and each failure, and the exit status."
     typer.echo(f'{str(report).splitlines()[0]} → {out}')
@@ -272,29 +288,31 @@ def _tell_report(report, out):
 @app.command('stylize')
 def stylize_command(
     paths: Annotated[List[Path], typer.Argument(
-        metavar='PATH', help='Photos, or folders of photos.', show_default=False)],
+        metavar='PATH', help='Photos, or folders of photos; or one film.', show_default=False)],
     out: Annotated[Path, typer.Option(
         '-o', '--out', metavar='DIR|FILE', show_default=False,
-        help='For the anime scenes; of a single photo also a file, such as scene.png.')],
+        help='For the anime scenes; of a single photo or film also a file, such as scene.png.')],
     weights: Annotated[str, typer.Option(
         metavar='NAME|FILE', help='drawn (bundled, free), shinkai (the paper\'s, non-commercial, fetched on '
                                   'first use), a .safetensors or a .pth file.')] = 'drawn',
     device: _Device = 'auto', precision: _Precision = None, max_pixels: _MaxPixels = None,
-    batch: _Batch = None,
+    max_memory: _MaxMemory = None, batch: _Batch = None,
     tone: _Tone = None, strength: _Strength = None, keep_color: _KeepColor = None,
-    preserve: _Preserve = None, mask: _Mask = None, feather: _Feather = None,
+    preserve: _Preserve = None, mask: _Mask = None, feather: _Feather = None, smooth: _Smooth = None,
     format: _Format = None, quality: _Quality = None, skip_existing: _Skip = None,
-    keep_metadata: _Metadata = None, keep_location: _Location = None, report_file: _ReportFile = None):
-    "Turn photos into anime scenes of the same size."
-    from scenimefy.stylize import stylize_file, stylize_folder, write_report
-    asked = dict(batch=batch, strength=strength, keep_color=keep_color, preserve=preserve, feather=feather,
-                 format=format, quality=quality, skip_existing=skip_existing, mask=mask,
-                 keep_metadata=keep_metadata, keep_location=keep_location)
+    keep_metadata: _Metadata = None, keep_location: _Location = None,
+    sheet: _Sheet = None, report_file: _ReportFile = None,
+    resume: Annotated[bool, typer.Option('--resume', help='Go on with a film that was interrupted.')] = False):
+    "Turn photos into anime scenes of the same size; a film too."
+    from scenimefy.stylize import check_sheet, write_report, write_sheet
+    if sheet: check_sheet(sheet)
+    asked = dict(max_memory=max_memory, batch=batch, strength=strength, keep_color=keep_color, mask=mask,
+                 preserve=preserve, feather=feather, smooth=smooth, format=format, quality=quality,
+                 skip_existing=skip_existing, keep_metadata=keep_metadata, keep_location=keep_location)
     how = dict(weights=weights, device=device, precision=precision, max_pixels=max_pixels, tone=tone)
     how |= {name: value for name, value in asked.items() if value is not None}
-    is_file = out.suffix.lower() in _FILES and not out.is_dir()
-    if is_file: report = stylize_file(paths, out, **how)
-    else: report = stylize_folder(paths, out, progress=sys.stderr.isatty(), **how)
+    report = _stylize(paths, out, resume, how)
+    if sheet: write_sheet(report, sheet)
     if report_file: write_report(report, report_file)
     _tell_report(report, out)
 

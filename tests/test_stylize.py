@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from scenimefy import fast
 from scenimefy import stylize as S
 from scenimefy.core import SettingsError, UserError
-from scenimefy.stylize import quicken, stylize, stylize_folder, translate
+from scenimefy.stylize import stylize, stylize_folder, translate
 from scenimefy.translator import ResnetGenerator, load_translator, save_translator
 from scenimefy.weights import WeightsError
 
@@ -106,28 +107,10 @@ def test_turned_photo(net, tmp_path):
     assert np.array_equal(np.asarray(stylize(tmp_path/'t.png', net)), np.asarray(stylize(turned, net)))
 
 
-def test_quick_network_is_the_same_network():
-    torch.manual_seed(3)
-    net = ResnetGenerator(ngf=48, n_blocks=2).eval()
-    for m in net.modules():
-        if isinstance(m, torch.nn.Conv2d): torch.nn.init.normal_(m.weight, 0, .05)
-    quick = quicken(net)
-    assert sum(isinstance(m, S.QuickConv) for m in quick.modules()) >= 4
-    assert not any(isinstance(m, S.QuickConv) for m in net.modules())
-    for h, w in ((32, 32), (36, 44), (9, 50)):
-        x = torch.rand(2, 3, h, w)*2 - 1
-        torch.testing.assert_close(translate(quick, x), translate(net, x), atol=1e-3, rtol=0)
-    for padding, bias in ((0, True), (1, True), (1, False)):
-        conv = torch.nn.Conv2d(5, 7, 3, padding=padding, bias=bias).double().float()
-        for h, w in ((6, 6), (7, 11), (3, 3), (18, 5)):
-            x = torch.randn(2, 5, h, w)
-            torch.testing.assert_close(S.QuickConv(conv)(x), conv(x), atol=1e-4, rtol=0)
-
-
 def test_too_large_for_memory(net, monkeypatch):
-    monkeypatch.setattr(S, '_memory_free', lambda device: 10_000)
-    with pytest.raises(UserError, match='GiB'): stylize(photo(64, 64), net)
-    monkeypatch.setattr(S, '_memory_free', lambda device: None)
+    monkeypatch.setattr(fast, 'memory_free', lambda device: 10_000)
+    with pytest.raises(UserError, match='GB'): stylize(photo(64, 64), net)
+    monkeypatch.setattr(fast, 'memory_free', lambda device: None)
     assert stylize(photo(64, 64), net).size == (64, 64)
 
 

@@ -1,0 +1,163 @@
+"Strips: the same numbers as in one piece, in any plan, at odd sizes, and what fits into memory."
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from scenimefy import fast
+from scenimefy.core import SettingsError, UserError
+from scenimefy.fast import PLANS, QuickConv, choose_plan, parse_size, quicken, strip_pass
+from scenimefy.stylize import translate
+from scenimefy.translator import ResnetGenerator, load_translator, save_translator
+
+
+def random_net(ngf, n_blocks, seed=0):
+    torch.manual_seed(seed)
+    net = ResnetGenerator(ngf=ngf, n_blocks=n_blocks).eval().requires_grad_(False)
+    for m in net.modules():
+        if isinstance(m, torch.nn.Conv2d): torch.nn.init.normal_(m.weight, 0, .05)
+    return net
+
+
+@pytest.fixture(scope='module')
+def net(): return random_net(6, 2)
+
+
+def picture(h, w, n=1, seed=0):
+    "Soft shapes; noise alone would hide an error of a whole strip in its own restlessness."
+    small = torch.rand(n, 3, h//6 + 2, w//6 + 2, generator=torch.Generator().manual_seed(seed))*2 - 1
+    return F.interpolate(small, (h, w), mode='bicubic').clamp(-1, 1)
+
+
+@pytest.fixture
+def low_strips(monkeypatch):
+    "Strips as low as they may be, so that small pictures have many."
+    monkeypatch.setattr(fast, '_STRIP_BYTES', 1)
+
+
+SIZES = [(8, 8), (8, 40), (40, 8), (5, 5), (9, 23), (31, 12), (33, 34), (66, 47), (70, 13)]
+
+
+@pytest.mark.parametrize('plan', PLANS)
+@pytest.mark.parametrize('least', [4, 16])
+def test_strips_are_the_whole(net, low_strips, monkeypatch, plan, least):
+    monkeypatch.setitem(fast._LEAST, plan, least)
+    for h, w in SIZES:
+        x = picture(h, w, n=2)
+        torch.testing.assert_close(strip_pass(net, x, plan), net(x), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize('plan', PLANS)
+def test_strips_of_a_quick_network(low_strips, plan):
+    net = random_net(48, 2, seed=3)
+    quick = quicken(net)
+    assert len(quick.quick) >= 4
+    for h, w in ((32, 32), (37, 50), (9, 44)):
+        x = picture(h, w)
+        torch.testing.assert_close(strip_pass(quick, x, plan), net(x), atol=1e-4, rtol=0)
+
+
+def test_flat_and_bright_pictures(net, low_strips):
+    "One color, and a nearly flat half: the variance is small where the mean is not."
+    flat = torch.full((1, 3, 40, 36), .9)
+    half = flat.clone()
+    half[..., 24:, :] = picture(16, 36)
+    for x in (flat, half, -flat):
+        torch.testing.assert_close(strip_pass(net, x), net(x), atol=1e-4, rtol=0)
+
+
+def test_moments_of_a_channel_far_from_zero():
+    "Strips far from 0 with a small deviation: right because the layer subtracts a center, as `_measure` does."
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(4, 5, 3)
+    x = 300 + .1*torch.randn(60, 30, 4)
+    layer = fast.Conv(fast.Photo(x), fast.DirectConv(conv), True)
+    keep = torch.empty(60, 30, 5)
+    scale, shift = fast._measure(layer, 4, lambda share: None, keep)
+    padded = F.pad(x.permute(2, 0, 1)[None].double(), [1]*4, mode='reflect')
+    raw = F.conv2d(padded, conv.weight.double())
+    deviation = raw.var((0, 2, 3), unbiased=False)
+    torch.testing.assert_close(scale.double(), (deviation + 1e-5).rsqrt(), rtol=2e-2, atol=0)
+
+
+def test_low_precision_goes_through_strips(net):
+    half = copy.deepcopy(net).to(torch.bfloat16)
+    x = picture(24, 32)
+    gap = (strip_pass(half, x.bfloat16()).float() - net(x)).abs().mean()
+    assert gap < .05
+
+
+@pytest.mark.parametrize('bias', [True, False])
+def test_quick_convolution(bias):
+    torch.manual_seed(1)
+    conv = torch.nn.Conv2d(5, 7, 3, bias=bias).requires_grad_(False)
+    for h, w in ((6, 6), (7, 11), (3, 3), (18, 5)):
+        x = torch.randn(5, h + 5, w + 5)
+        quick = QuickConv(conv)
+        if bias: quick.bias = conv.bias
+        rows, cols = h - 2, w - 2
+        strip = x.permute(1, 2, 0)[:-(-rows//4)*4 + 2, :-(-cols//4)*4 + 2].contiguous()
+        want = conv(x[None, :, :h, :w])[0].permute(1, 2, 0)
+        torch.testing.assert_close(quick(strip, rows, cols), want, atol=1e-4, rtol=0)
+        torch.testing.assert_close(quick(strip, rows, cols, torch.empty_like(want)), want, atol=1e-4, rtol=0)
+
+
+def test_a_quick_network_is_still_a_generator(net, tmp_path):
+    net = copy.deepcopy(net)
+    net.palette = torch.eye(3, 4)
+    quick = quicken(net)
+    assert isinstance(quick, ResnetGenerator) and torch.equal(quick.palette, net.palette)
+    assert torch.equal(copy.deepcopy(quick).palette, net.palette)
+    x = picture(20, 28)
+    torch.testing.assert_close(quick.paint(x), net.paint(x), atol=1e-4, rtol=0)
+    for ours, theirs in zip(quick.encode(x), net.encode(x)): torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    image, taps = quick(x, taps=(0, 4))
+    assert len(taps) == 2 and image.shape == x.shape
+    with pytest.raises(ValueError, match='at least'): quick(x[..., :4])
+    with pytest.raises(ValueError, match='to_model'): quick(x[0])
+    save_translator(quick, tmp_path/'quick.safetensors')
+    assert torch.equal(load_translator(tmp_path/'quick.safetensors')(x), net(x))
+    twice = copy.deepcopy(quick).bfloat16()
+    assert twice(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_translate_takes_strips_when_memory_is_short(net, monkeypatch):
+    x, seen, plans = picture(61, 50), [], []
+    run = fast.strip_pass
+    def spy(net, x, plan, progress):
+        plans.append(plan)
+        return run(net, x, plan, progress)
+    monkeypatch.setattr('scenimefy.stylize.strip_pass', spy)
+    monkeypatch.setattr(fast, '_resident', lambda: 0)
+    whole = translate(net, x)
+    assert not plans
+    sizes = [fast.memory_needed(64, 52, 6) - 1] + [fast.strip_memory(64, 52, 6, p) for p in ('half', 'quarter')]
+    monkeypatch.setattr(fast, '_STRIP_ROWS', 0)
+    sizes = [fast.strip_memory(64, 52, 6, p) for p in PLANS]
+    for size in sizes:
+        torch.testing.assert_close(translate(net, x, max_memory=size, progress=seen.append), whole, atol=1e-4, rtol=0)
+    assert plans == list(PLANS)
+    assert seen[-1] == pytest.approx(1) and min(seen) > 0
+    with pytest.raises(UserError, match='make it smaller'): translate(net, x, max_memory=sizes[-1] - 1)
+    monkeypatch.setattr(fast, 'memory_free', lambda device: sizes[-1])
+    plans.clear()
+    translate(net, x)
+    assert plans == ['quarter']
+
+
+def test_large_pictures_are_promised_to_fit():
+    assert fast.strip_memory(2160, 3840, 64, 'quarter') < 3.5e9
+    assert fast.strip_memory(4320, 7680, 64, 'quarter') < 7.5e9
+    held = dict(all=3, half=.75, quarter=.5)
+    for plan, maps in held.items(): assert fast.strip_memory(1000, 1000, 64, plan) > maps*256e6
+
+
+@pytest.mark.parametrize('text, size', [('4GB', 4*10**9), ('4g', 4*10**9), ('1.5GiB', 3*2**29), ('512 MB', 512*10**6),
+                                        ('700', 700), (700, 700), ('2TB', 2*10**12), ('3kb', 3000)])
+def test_sizes_in_words(text, size): assert parse_size(text) == size
+
+
+@pytest.mark.parametrize('text', ['', 'GB', '-4GB', '0', '0GB', '4XB', '4 4GB', 'nan', None])
+def test_sizes_that_are_none(text):
+    with pytest.raises(SettingsError, match='4GB'): parse_size(text)
