@@ -129,11 +129,11 @@ def _paint_photo(photo, out, name, *how): # `how`: the arguments of `scene_of` a
     save_picture(scene, out)
     return wipe_html(photo, scene, name)
 
-def _paint_film(film, out, strength, weights, max_pixels):
-    "Write the film to `out`, every frame a scene."
-    Stylizer(weights, max_pixels=max_pixels, strength=strength).video(film, out)
-
-def _films() -> bool: return hasattr(Stylizer, 'video')     # whether this version can paint films
+def _paint_film(film, out, strength, weights, max_pixels) -> list:
+    "Write the film to `out`, every frame a scene; what one should know about it."
+    report = Stylizer(weights, max_pixels=max_pixels, strength=strength).video(film, out, progress=False)
+    for path, reason in report.failed: raise ImageError(path, reason)
+    return report.notes
 
 # %% ../nbs/10d_app.ipynb #exp-visitors
 _GONE = 'the page had lost its connection, so its files were deleted; load the page again'
@@ -240,8 +240,8 @@ class _Desk:
         if not upload: raise UserError('choose a film first')
         start, how = time.perf_counter(), (strength, _chosen(self.painters, painter), self.max_pixels)
         film, _, out = self._take(visitor, upload, '.mp4')
-        self.worker.run(visitor, _FILM, _paint_film, film, out, *how)
-        return out, f'Painted in {time.perf_counter() - start:.0f} s.'
+        notes = self.worker.run(visitor, _FILM, _paint_film, film, out, *how)
+        return out, ' '.join([f'Painted in {time.perf_counter() - start:.0f} s.', *notes])
 
     def leave(self, visitor:str):
         "Stop what is being computed for a visitor who has gone, and delete the files."
@@ -313,15 +313,13 @@ Everything is computed on this computer, and nothing is kept: photo and scene ar
 page. Move the line with the mouse, a finger or the arrow keys."""
 
 def _build(gr, desk):
-    "The page: photos, and films if this version can paint them."
+    "The page: a part for photos, another for films."
     def arrive(request: gr.Request): desk.visitors.arrive(request.session_hash)
     def leave(request: gr.Request): desk.leave(request.session_hash)
     with gr.Blocks(title='Scenimefy', analytics_enabled=False, delete_cache=(600, 86400)) as page:
         gr.Markdown(_LEAD)
-        if _films():
-            with gr.Tab('A photo'): _photo_part(gr, desk)
-            with gr.Tab('A film'): _film_part(gr, desk)
-        else: _photo_part(gr, desk)
+        with gr.Tab('A photo'): _photo_part(gr, desk)
+        with gr.Tab('A film'): _film_part(gr, desk)
         page.load(arrive, queue=False, **_PRIVATE)
         page.unload(leave)
     return page

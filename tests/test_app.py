@@ -111,16 +111,7 @@ def listen(event, args):
 
 
 @pytest.fixture(scope='module')
-def films():
-    "Whether this version paints films; if not, the page is told that it does, and the tests pretend it."
-    real = app._films()
-    if not real: app.Stylizer.video = None
-    yield real
-    if not real: del app.Stylizer.video
-
-
-@pytest.fixture(scope='module')
-def served(films):
+def served():
     "(address, folder of its files) of a page; afterwards the folder must be gone."
     pytest.importorskip('gradio')
     desks, real = [], app._Desk
@@ -307,15 +298,17 @@ def frames(path):
     with av.open(path) as container: return [f.to_image().size for f in container.decode(video=0)]
 
 
-def test_film(served, films, visit, tmp_path, monkeypatch):
+def test_film(served, visit, tmp_path):
     url, desk = served
     before, page = set(files(desk)), visit().page
-    if not films:
-        def copy(owner, seconds, job, film, out, *how): shutil.copy(film, out)
-        monkeypatch.setattr(desk.worker, 'run', copy)
     page.get_by_role('tab', name='A film').click()
+    alert = page.get_by_role('alert')
     page.get_by_text('Paint the film').click()
-    page.get_by_role('alert').filter(has_text='choose a film first').wait_for()
+    alert.filter(has_text='choose a film first').wait_for()
+    (tmp_path/'broken.mp4').write_text('no film')
+    page.set_input_files('input[type=file] >> visible=false >> nth=-1', tmp_path/'broken.mp4')
+    alert.filter(has_text='broken.mp4: it is').wait_for()
+    page.get_by_label('Clear').or_(page.get_by_label('Remove')).last.click()
     page.set_input_files('input[type=file] >> visible=false >> nth=-1', small_film(str(tmp_path/'sea.mp4')))
     page.get_by_text('Painted in').wait_for()
     address = page.locator('video').last.get_attribute('src')
