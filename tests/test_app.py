@@ -49,7 +49,7 @@ def test_what_was_not_offered_is_refused(tmp_path):
     for size, painter in (('9999999 px', good[1]), ([], good[1]), (good[0], '/etc/passwd'), (good[0], {})):
         with pytest.raises(SettingsError, match='none of the choices'):
             desk.photo('example', None, size, 1., painter)
-    for visitor, upload in (('nobody', None), ('example', {'path': str(tmp_path)})):      # a folder is no photo
+    for visitor, upload in (('nobody', None), ('example', {'path': str(tmp_path)})):    # a folder
         with pytest.raises(UserError, match='lost its connection'):
             desk.photo(visitor, upload, '1280 px', 1., 'drawn')
     desk.leave('example')
@@ -124,7 +124,7 @@ def served():
     with app.serving() as url:
         app._Desk = real
         yield url, desks[0]
-    asked = {name for name in CALLS if name not in HOME}           # by the server, while the browser was there
+    asked = {name for name in CALLS if name not in HOME}
     assert CALLS and not asked, asked
     assert not desks[0].visitors.folder.exists() and not desks[0].worker.process.is_alive()
     assert {k: v for k, v in os.environ.items() if k.startswith('GRADIO')} == {
@@ -342,8 +342,8 @@ def test_keyboard_reaches_everything(served, visit):
         page.keyboard.press('Tab')
         reached.add(page.evaluate('''() => { const e = document.activeElement;
             return e.getAttribute('aria-label') || e.innerText || e.parentNode.innerText }'''))
-    wanted = ('A film', 'Wipe', 'Download the scene', 'Upload file', 'Capture', 'Strength', '1280 px', 'drawn',
-              'Paint it')
+    wanted = ('A film', 'Wipe', 'Download the scene', 'Upload file', 'Capture', 'Strength', '1280 px',
+              'drawn', 'Paint it')
     missed = [word for word in wanted if not any(word in text for text in reached)]
     assert not missed, reached
 
