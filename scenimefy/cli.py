@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Program', 'main', 'demo_command', 'stylize_command', 'train_command', 'pretrain_command', 'finetune_command',
-           'pairs_command', 'bake_command', 'evaluate_command', 'compare_command', 'ablate_command', 'doctor_command',
-           'convert_command', 'export_command']
+           'pairs_command', 'bake_command', 'evaluate_command', 'compare_command', 'ablate_command', 'app_command',
+           'doctor_command', 'convert_command', 'export_command']
 
 # %% ../nbs/15_cli.ipynb #exp-imports
 import contextlib, dataclasses, errno, importlib, inspect, os, re, sys, time, traceback, warnings
@@ -569,6 +569,30 @@ def ablate_command(
     cfg = _chosen(AblateSettings, AblateSettings(), flags)
     page = ablate(table, out, cfg, row or (), work, device, say=typer.echo)
     typer.echo(f'{page}  ← open it in a browser')
+
+# %% ../nbs/15_cli.ipynb #exp-appcmd
+@app.command('app')
+def app_command(
+    weights: Annotated[str, _network(
+        'What paints, unless the visitor chooses otherwise; as in stylize [drawn].')] = 'drawn',
+    port: Annotated[Optional[int], typer.Option(
+        metavar='INT', min=1, max=65535, show_default=False,
+        help='Of the page [the first free one from 7860].')] = None,
+    host: Annotated[str, typer.Option(
+        metavar='ADDRESS', help='To listen on; the default is for this computer alone.')] = '127.0.0.1',
+    max_pixels: Annotated[Optional[int], typer.Option(
+        metavar='INT', min=1, show_default=False, help='Refuse larger photos [89478485].')] = None,
+    open_page: Annotated[bool, typer.Option('--open', help='Open the page in the browser.')] = False):
+    "A page on this computer: a photo in, its anime scene out, and a wipe between the two. Offline."
+    import webbrowser
+    from scenimefy.app import is_local, run_app
+    def say(url):
+        typer.echo(f'{url}  ← open it in a browser; Ctrl-C ends it')
+        if open_page: webbrowser.open(url)
+    if not is_local(host):
+        _tell(f'note: {host} can be reached by others: whoever reaches it can use the page, '
+              'without a password, and nothing is encrypted')
+    run_app(weights, host, port, max_pixels, say)
 
 # %% ../nbs/15_cli.ipynb #exp-doctor
 @app.command('doctor')
