@@ -6,7 +6,8 @@
 __all__ = ['Row', 'measure', 'rows', 'table', 'bench']
 
 # %% ../nbs/14d_bench.ipynb #exp-imports
-import importlib.metadata, importlib.util, json, multiprocessing, os, platform, subprocess, sys, tempfile, time
+import contextlib, importlib.metadata, importlib.util, json, multiprocessing, os, platform, subprocess, sys
+import tempfile, time
 from functools import partial
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -71,6 +72,7 @@ class Row(NamedTuple):
     allowed: float = 1e-3    # largest difference of the results
     ready: Callable = None   # ready(work) writes into the folder `work` what the forms read
     quick: bool = True       # short enough for `--quick`
+    budget: float = 60.      # seconds to spend on repetitions, at most seven
 
     @property
     def long(self) -> bool:
@@ -94,6 +96,7 @@ def _serve(pipe, make, work, keep, threads):
             del result
             peak = call.peak if isinstance(call, _Program) else _peak()
             pipe.send(dict(seconds=seconds, peak=peak))
+    except EOFError: return                              # nobody is there any more
     except Exception as error: pipe.send(dict(error=_why(error)))
 
 # %% ../nbs/14d_bench.ipynb #exp-program
@@ -123,8 +126,8 @@ class _Form:
         theirs.close()
 
     def call(self) -> dict: # seconds and peak, or error
+        with contextlib.suppress(OSError): self.pipe.send('call')     # one that failed has left its reason
         try:
-            self.pipe.send('call')
             if self.pipe.poll(_PATIENCE): return self.pipe.recv()
             return dict(error=f'not done within {_PATIENCE//60} minutes')
         except (EOFError, OSError):
@@ -132,15 +135,16 @@ class _Form:
             return dict(error=f'ended with status {self.process.exitcode}; -9: killed, often for its memory')
 
     def end(self):
+        self.pipe.close()                                    # ends a form that waits for a word
+        self.process.join(5)
         self.process.kill()
         self.process.join()
-        self.pipe.close()
 
 # %% ../nbs/14d_bench.ipynb #exp-rounds
-def _rounds(seconds:float # of all forms together, one call each
+def _rounds(row:Row, seconds:float # of all forms together, one call each
            ) -> int:
     "How often each form is called: often if that is cheap, twice if not."
-    return max(2, min(7, int(60/max(seconds, .1))))
+    return max(2, min(7, int(row.budget/max(seconds, .1))))
 
 def _run_forms(row:Row, work, threads) -> dict: # {form: {'seconds': [...], 'peak': bytes, maybe 'error'}}
     "Call all forms of a row in turns."
@@ -158,8 +162,10 @@ def _run_forms(row:Row, work, threads) -> dict: # {form: {'seconds': [...], 'pea
         while left:
             for form in row.forms:
                 if 'error' not in found[form]: turn(form)
-            if warm: left = 1 + _rounds(sum(times.pop() for f in found.values() if (times := f['seconds'])))
-            warm, left = False, left - 1
+            left -= 1
+            if not warm: continue
+            first = [f['seconds'].pop() for f in found.values() if f['seconds']]
+            warm, left = False, _rounds(row, sum(first))
     finally:
         for form in live.values(): form.end()
     return found
@@ -178,11 +184,10 @@ def _judge(row:Row, work, found:dict):
     for form, f in found.items():
         if 'error' in f: continue
         f['best'] = min(f['seconds'])
-        ours = _kept(work, row, form)
-        if form != 'stock' and theirs and ours: f['gap'] = _gap(theirs, ours)
-        if not f.get('gap', 0.) <= row.allowed:
-            f['error'] = f"numbers differ by {f['gap']:.1e}, allowed {row.allowed:.0e}"
-        elif 'error' not in stock: f['ratio'] = stock['best']/f['best']
+        if 'error' in stock: continue
+        gap = _gap(theirs, _kept(work, row, form) or []) if theirs else None
+        if gap is None or gap <= row.allowed: f.update(gap=gap, ratio=stock['best']/f['best'])
+        else: f['error'] = f'numbers differ by {gap:.1e}, allowed {row.allowed:.0e}'     # NaN comes here too
 
 # %% ../nbs/14d_bench.ipynb #exp-measure
 def measure(row:Row,
@@ -325,11 +330,13 @@ def _stock_fid(work):
     "pytorch-fid's own code. Its network would be downloaded; it gets ours instead."
     import torch
     from pytorch_fid import fid_score, inception
+    multiprocessing.set_start_method(None, force=True)   # its readers start as they do elsewhere: this
+                                                         # process was spawned, and they would be too
     def handed_over(*args, **kwargs): return torch.load(Path(work, 'inception.pth'), weights_only=True)
     inception.load_state_dict_from_url = handed_over
     net, files = inception.InceptionV3([3]), sorted(map(str, Path(work, 'pictures').iterdir()))
-    workers = min(os.cpu_count(), 8)             # as its command line has it
-    return lambda: fid_score.calculate_activation_statistics(files, net, 50, 2048, 'cpu', workers)
+    batch, workers = min(50, len(files)), min(os.cpu_count(), 8)       # as its command line has them
+    return lambda: fid_score.calculate_activation_statistics(files, net, batch, 2048, 'cpu', workers)
 
 def _our_fid(work):
     "`evaluate` up to the statistics."
@@ -378,16 +385,18 @@ def rows(quick:bool=False) -> list: # of `Row`
                 .08*n_pairs)
     fid = Row('fid', f'FID statistics of {n_fid} pictures of 256 px', 'pytorch-fid',
               dict(stock=_stock_fid, ours=_our_fid), 2. + .25*n_fid, ready=partial(_ready_fid, n_fid))
-    return [step, _stylize_row('stylize-256', 'paper', 256, 256, 1.1),
-            _stylize_row('stylize-1024', 'paper', 1024, 1024, 18., quick=False),
-            _stylize_row('stylize-3mp', 'paper', 1536, 2048, 55., quick=False),
-            _stylize_row('stylize-4k', 'paper', 2160, 3840, 145., quick=False),
-            _stylize_row('stylize-bundled-512', 'drawn', 512, 512, 2.7),
-            _stylize_row('stylize-bundled-3mp', 'drawn', 1536, 2048, 32., quick=False),
-            pairs, fid, *_startup_rows()]
+    found = [step, _stylize_row('stylize-256', 'paper', 256, 256, 1.1),
+             _stylize_row('stylize-1024', 'paper', 1024, 1024, 18., quick=False),
+             _stylize_row('stylize-3mp', 'paper', 1536, 2048, 55., quick=False),
+             _stylize_row('stylize-4k', 'paper', 2160, 3840, 145., quick=False),
+             _stylize_row('stylize-bundled-512', 'drawn', 512, 512, 2.7, quick=False),
+             _stylize_row('stylize-bundled-3mp', 'drawn', 1536, 2048, 32., quick=False),
+             pairs, fid, *_startup_rows()]
+    return [row._replace(budget=8.) for row in found] if quick else found
 
 # %% ../nbs/14d_bench.ipynb #exp-pace
-_PACE = .29   # seconds of this row's stock call on the computer that `Row.seconds` is about
+_PACE = .29    # seconds of this row's stock call on the computer that `Row.seconds` is about
+_START = 2.5   # and of the start of a process, until it is prepared
 
 def _pace(threads) -> float:
     "How many times slower this computer is."
@@ -397,8 +406,9 @@ def _pace(threads) -> float:
 def _estimate(row:Row, pace:float) -> float: # seconds
     "All calls of a row, and the start of its processes."
     calls, n = len(row.forms)*row.seconds*pace, len(row.forms)
-    starts = n*_rounds(calls) if row.long else n
-    return calls*(_rounds(calls) + (not row.long)) + 4.*pace*starts
+    rounds = _rounds(row, calls)
+    if row.long: return rounds*(calls + n*_START*pace)
+    return (1 + rounds)*calls + n*_START*pace
 
 def _minutes(seconds:float) -> str:
     return f'{seconds:.0f} s' if seconds < 100 else f'{seconds/60:.0f} min'
@@ -450,7 +460,7 @@ def table(record:dict # of `bench`
         stock, ours = r['forms']['stock'], r['forms']['ours']
         ratio = f"{ours['ratio']:.2f}×" if 'ratio' in ours else '–'
         memory = ' → '.join(f"{f['peak']/2**20:.0f}" if f['peak'] else '?' for f in (stock, ours))
-        gap = f"{ours['gap']:.0e}" if 'gap' in ours else '–'
+        gap = '–' if ours.get('gap') is None else f"{ours['gap']:.0e}"
         lines.append([r['name'], _time_cell(stock), _time_cell(ours), ratio, memory, gap,
                       *[_other_cell(r['forms'].get(e)) for e in others]])
     return ['row', 'stock', 'ours', 'faster', 'memory, MiB', 'difference', *others], lines
