@@ -7,7 +7,7 @@ __all__ = ['Row', 'measure', 'rows', 'table', 'bench']
 
 # %% ../nbs/14d_bench.ipynb #exp-imports
 import contextlib, importlib.metadata, importlib.util, json, multiprocessing, os, platform, subprocess, sys
-import tempfile, time
+import tempfile, time, warnings
 from functools import partial
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -196,8 +196,11 @@ def measure(row:Row,
            ) -> dict:         # for bench.json: name, what, stock, forms
     "One line of the table. A form that fails, or computes something else, says so in `error`."
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        if row.ready: row.ready(work)
-        found = _run_forms(row, work, threads)
+        try:
+            if row.ready: row.ready(work)
+            found = _run_forms(row, work, threads)
+        except Exception as error:
+            found = {form: dict(seconds=[], peak=0, error=_why(error)) for form in row.forms}
         _judge(row, work, found)
     return dict(name=row.name, what=row.what, stock=row.stock, allowed=row.allowed, forms=found)
 
@@ -237,21 +240,20 @@ def _our_stylize(name, h, w, work):
     return lambda: [translate(net, x)]
 
 # %% ../nbs/14d_bench.ipynb #exp-engines
-def _ready_stylize(name, h, w, work):
+def _ready_stylize(name, work):
     "The weights, and the network in ONNX for the engines that are installed."
     if name == 'paper': _paper_size(work)
     if not _engines(): return
-    import torch
-    from scenimefy.translator import load_translator
-    net, x = load_translator(_network(name, work)), torch.from_numpy(_noise(h, w))
-    torch.onnx.export(net, (x,), str(Path(work, 'net.onnx')), input_names=['x'], dynamo=False)
+    from scenimefy.export import export_onnx
+    try: export_onnx(_network(name, work), Path(work, 'net.onnx'))
+    except Exception as error: warnings.warn(f'no columns of other engines: {_why(error)}')
 
 def _onnxruntime_stylize(h, w, work):
     import onnxruntime
     options, x = onnxruntime.SessionOptions(), _noise(h, w)
     options.intra_op_num_threads = int(os.environ.get('OMP_NUM_THREADS', 0))
     session = onnxruntime.InferenceSession(Path(work, 'net.onnx'), options, ['CPUExecutionProvider'])
-    return lambda: session.run(None, dict(x=x))
+    return lambda: session.run(None, {session.get_inputs()[0].name: x})
 
 def _openvino_stylize(h, w, work):
     import openvino
@@ -263,7 +265,9 @@ def _openvino_stylize(h, w, work):
 _ENGINES = dict(onnxruntime=_onnxruntime_stylize, openvino=_openvino_stylize)
 
 def _engines() -> list:
-    "The other engines that are installed here; both read ONNX."
+    "The other engines that are installed here; both read the ONNX file of `scenimefy export`."
+    needed = 'scenimefy.export', 'onnx', 'onnxscript'
+    if not all(importlib.util.find_spec(name) for name in needed): return []
     return [name for name in _ENGINES if importlib.util.find_spec(name)]
 
 # %% ../nbs/14d_bench.ipynb #exp-stylize-row
@@ -273,7 +277,7 @@ def _stylize_row(name, network, h, w, seconds, quick=True) -> Row:
     for engine in _engines(): forms[engine] = partial(_ENGINES[engine], h, w)
     which = 'network of the paper\'s size' if network == 'paper' else 'bundled network'
     return Row(name, f'a picture of {w}×{h} px, {which}', 'plain PyTorch, eager, float32, NCHW', forms,
-               seconds, ready=partial(_ready_stylize, network, h, w), quick=quick)
+               seconds, ready=partial(_ready_stylize, network), quick=quick)
 
 # %% ../nbs/14d_bench.ipynb #exp-step
 def _step(reading:str, size:int, ngf:int, work):
@@ -404,11 +408,12 @@ def _pace(threads) -> float:
     return measure(row, threads)['forms']['stock']['best']/_PACE
 
 def _estimate(row:Row, pace:float) -> float: # seconds
-    "All calls of a row, and the start of its processes."
+    "All calls of a row, the start of its processes, and what `ready` writes."
     calls, n = len(row.forms)*row.seconds*pace, len(row.forms)
-    rounds = _rounds(row, calls)
-    if row.long: return rounds*(calls + n*_START*pace)
-    return (1 + rounds)*calls + n*_START*pace
+    rounds, start = _rounds(row, calls), _START*pace
+    files = start if row.ready else 0.
+    if row.long: return files + rounds*(calls + n*start)
+    return files + n*start + (1 + rounds)*calls
 
 def _minutes(seconds:float) -> str:
     return f'{seconds:.0f} s' if seconds < 100 else f'{seconds/60:.0f} min'
