@@ -141,31 +141,38 @@ class _Form:
         self.process.join()
 
 # %% ../nbs/14d_bench.ipynb #exp-rounds
+_LONG_ROUNDS = 2
+
 def _rounds(row:Row, seconds:float # of all forms together, one call each
            ) -> int:
     "How often each form is called: often if that is cheap, twice if not."
     return max(2, min(7, int(row.budget/max(seconds, .1))))
 
+def _one_call(row:Row, form:str, live:dict, work, threads) -> dict: # seconds and peak, or error
+    "Call a form in its process, which is started if there is none in `live`."
+    if form not in live:
+        live[form] = _Form(row.forms[form], work, Path(work, f'{row.name}-{form}.npz'), threads)
+    answer = live[form].call()
+    if row.long or 'error' in answer: live.pop(form).end()
+    return answer
+
 def _run_forms(row:Row, work, threads) -> dict: # {form: {'seconds': [...], 'peak': bytes, maybe 'error'}}
     "Call all forms of a row in turns."
-    found = {form: dict(seconds=[], peak=0) for form in row.forms}
-    live, warm, left = {}, not row.long, 2
-    def turn(form):
-        if form not in live:
-            live[form] = _Form(row.forms[form], work, Path(work, f'{row.name}-{form}.npz'), threads)
-        answer = live[form].call()
-        if row.long or 'error' in answer: live.pop(form).end()
-        if 'error' in answer: return found[form].update(answer)
-        found[form]['peak'] = max(found[form]['peak'], answer['peak'])
-        found[form]['seconds'].append(answer['seconds'])
+    found, live = {form: dict(seconds=[], peak=0) for form in row.forms}, {}
+    def one_round():
+        for form, f in found.items():
+            answer = {} if 'error' in f else _one_call(row, form, live, work, threads)
+            if 'error' in answer: f['error'] = answer['error']
+            if 'seconds' not in answer: continue
+            f['seconds'].append(answer['seconds'])
+            f['peak'] = max(f['peak'], answer['peak'])
     try:
-        while left:
-            for form in row.forms:
-                if 'error' not in found[form]: turn(form)
-            left -= 1
-            if not warm: continue
-            first = [f['seconds'].pop() for f in found.values() if f['seconds']]
-            warm, left = False, _rounds(row, sum(first))
+        rounds = _LONG_ROUNDS
+        if not row.long:
+            one_round()                                       # warms up, and says how much time there is
+            rounds = _rounds(row, sum(sum(f['seconds']) for f in found.values()))
+            for f in found.values(): f['seconds'].clear()
+        for _ in range(rounds): one_round()
     finally:
         for form in live.values(): form.end()
     return found
@@ -405,14 +412,14 @@ _START = 2.5   # and of the start of a process, until it is prepared
 def _pace(threads) -> float:
     "How many times slower this computer is."
     row = Row('pace', '', '', dict(stock=partial(_stock_stylize, 'paper', 128, 128)), _PACE, ready=_paper_size)
-    return measure(row, threads)['forms']['stock']['best']/_PACE
+    return measure(row, threads)['forms']['stock'].get('best', _PACE)/_PACE
 
 def _estimate(row:Row, pace:float) -> float: # seconds
     "All calls of a row, the start of its processes, and what `ready` writes."
     calls, n = len(row.forms)*row.seconds*pace, len(row.forms)
     rounds, start = _rounds(row, calls), _START*pace
     files = start if row.ready else 0.
-    if row.long: return files + rounds*(calls + n*start)
+    if row.long: return files + _LONG_ROUNDS*(calls + n*start)
     return files + n*start + (1 + rounds)*calls
 
 def _minutes(seconds:float) -> str:
@@ -450,8 +457,10 @@ def _time_cell(form:dict) -> str:
 
 def _other_cell(form) -> str:
     "Another engine, all in one cell."
-    if not form or 'error' in form: return form['error'] if form else ''
-    return f"{_time_cell(form)}, {form.get('ratio', float('nan')):.2f}×, {form['peak']/2**20:.0f} MiB"
+    if not form: return ''
+    if 'error' in form: return form['error']
+    ratio = f", {form['ratio']:.2f}×" if 'ratio' in form else ''
+    return f"{_time_cell(form)}{ratio}, {form['peak']/2**20:.0f} MiB"
 
 def table(record:dict # of `bench`
          ) -> tuple:  # names of the columns, and the cells of each row
@@ -491,15 +500,17 @@ def _save(record:dict, out:Path):
         with atomic_path(out/name) as tmp: tmp.write_text(text, encoding='utf8')
 
 # %% ../nbs/14d_bench.ipynb #exp-chosen
+def _asked(row:Row, words) -> bool:
+    return any(row.name == word or row.name.startswith(f'{word}-') for word in words)
+
 def _chosen(only, quick:bool) -> list:
     "The rows whose names are in `only`, or begin with one of its words; all if it is empty."
     there = rows(quick)
     for word in only:
-        if not any(row.name == word or row.name.startswith(f'{word}-') for row in there):
+        if not any(_asked(row, [word]) for row in there):
             from scenimefy.core import SettingsError
             raise SettingsError(f"no row {word!r}; known: {', '.join(row.name for row in there)}")
-    def wanted(name): return any(name == word or name.startswith(f'{word}-') for word in only)
-    return [row for row in there if not only or wanted(row.name)]
+    return [row for row in there if not only or _asked(row, only)]
 
 # %% ../nbs/14d_bench.ipynb #exp-bench
 def bench(out,              # folder for bench.json and bench.md
@@ -516,8 +527,8 @@ def bench(out,              # folder for bench.json and bench.md
     pace = _pace(threads) if any(not row.name.startswith('startup') for row in timed) else 1.
     say(f'about {_minutes(sum(_estimate(row, pace) for row in timed))} in all')
     for row in chosen:
-        if row not in timed: line = dict(name=row.name, what=row.what, stock=row.stock, note='not with --quick')
-        else:
+        line = dict(name=row.name, what=row.what, stock=row.stock, note='not with --quick')
+        if row in timed:
             say(f'{row.name}: {row.what}, about {_minutes(_estimate(row, pace))}')
             line = measure(row, threads)
         record['rows'].append(line)

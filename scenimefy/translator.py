@@ -125,7 +125,7 @@ def _binomial(row,     # weights of one direction, e.g. (1, 2, 1)
               gain=1.  # what all weights sum to
              ):        # (N,N)
     "The outer product of `row` with itself, scaled."
-    # in Python's numbers: torch's own, on device `meta`, would load its compiler, which takes seconds
+    # in Python's numbers: torch's own, on device `meta`, would load its compiler first
     return torch.tensor([[gain*a*b/sum(row)**2 for b in row] for a in row], dtype=torch.float32)
 
 # %% ../nbs/04_translator.ipynb #exp-blur
