@@ -388,8 +388,9 @@ def _startup_rows() -> list:
 def rows(quick:bool=False) -> list: # of `Row`
     "The table, before anything is measured."
     size, ngf, n_pairs, n_fid = (64, 16, 8, 8) if quick else (256, 64, 32, 64)
+    readings = dict(stock='plain_step', ours='fast_step')
     step = Row('step', f'a training step of Stage 3, {size} px, width {ngf}, batch 1', 'semisup.plain_step',
-               dict(stock=partial(_step, 'plain_step', size, ngf), ours=partial(_step, 'fast_step', size, ngf)),
+               {form: partial(_step, reading, size, ngf) for form, reading in readings.items()},
                .3 if quick else 20.)
     pairs = Row('pairs', f'{n_pairs} pairs of 64 px, made and scored', 'one after the other',
                 dict(stock=partial(_pairs, 1, n_pairs), ours=partial(_pairs, n_pairs, n_pairs)),
@@ -411,7 +412,8 @@ _START = 2.5   # and of the start of a process, until it is prepared
 
 def _pace(threads) -> float:
     "How many times slower this computer is."
-    row = Row('pace', '', '', dict(stock=partial(_stock_stylize, 'paper', 128, 128)), _PACE, ready=_paper_size)
+    forms = dict(stock=partial(_stock_stylize, 'paper', 128, 128))
+    row = Row('pace', '', '', forms, _PACE, ready=_paper_size)
     return measure(row, threads)['forms']['stock'].get('best', _PACE)/_PACE
 
 def _estimate(row:Row, pace:float) -> float: # seconds
@@ -486,17 +488,17 @@ def _markdown(record:dict) -> str:
     text = [f"# scenimefy bench{' --quick' if record['quick'] else ''}, {record['date']}", '',
             _machine_line(record['machine']), '']
     text += [f"| {' | '.join(line)} |" for line in [head, ['---']*len(head), *lines]]
-    text += ['', 'Time: the fastest of several calls that take turns (in brackets: how much slower the slowest '
-             'was). Memory: the most that the process of that form held. Difference: the largest one of the '
-             'results, over the largest number of the stock form.', '']
+    text += ['', 'Time: the fastest of several calls that take turns; in brackets how much slower the '
+             'slowest was. Memory: the most that the process of a form held. Difference: the largest one '
+             'of the results, over the largest number of the stock form.', '']
     text += [f"- `{r['name']}`: {r['what']}; stock: {r['stock']}" for r in record['rows']]
     return '\n'.join(text) + '\n'
 
 def _save(record:dict, out:Path):
     "bench.json and bench.md, whole or not at all."
     from scenimefy.core import atomic_path
-    files = {'bench.json': json.dumps(record, indent=1, ensure_ascii=False) + '\n', 'bench.md': _markdown(record)}
-    for name, text in files.items():
+    as_json = json.dumps(record, indent=1, ensure_ascii=False) + '\n'
+    for name, text in {'bench.json': as_json, 'bench.md': _markdown(record)}.items():
         with atomic_path(out/name) as tmp: tmp.write_text(text, encoding='utf8')
 
 # %% ../nbs/14d_bench.ipynb #exp-chosen

@@ -512,7 +512,7 @@ def doctor_command():
 def bench_command(
     only: Annotated[Optional[str], typer.Option(
         metavar='NAME,NAME', show_default=False,
-        help='Rows, or how their names begin: step, stylize, stylize-256, pairs, fid, startup [all].')] = None,
+        help='Rows, or how their names begin, such as step,stylize-256,pairs,fid,startup [all].')] = None,
     quick: Annotated[bool, typer.Option('--quick', help='Less work and no large pictures.')] = False,
     threads: Annotated[Optional[int], typer.Option(
         metavar='INT', min=1, show_default=False,

@@ -224,6 +224,7 @@ def test_one_picture_needs_torch_and_little_else():
     code = ("import numpy, scenimefy.stylize as s; "
             "s.stylize(numpy.zeros((9, 9, 3), 'u1'), device='cpu')")
     found = loaded(code)
-    needless = {'torch._dynamo', 'sympy', 'torchvision', 'matplotlib', 'transformers', 'open_clip', 'accelerate',
-                'scipy', 'pandas', 'IPython', 'tensorboard', 'torch.utils.tensorboard', 'av', 'lpips'}
+    needless = {'torch._dynamo', 'sympy', 'torchvision', 'matplotlib', 'transformers', 'open_clip',
+                'accelerate', 'scipy', 'pandas', 'IPython', 'tensorboard', 'torch.utils.tensorboard', 'av',
+                'lpips'}
     assert 'torch' in found and not needless & found, needless & found
