@@ -45,8 +45,10 @@ def raises(work): raise ValueError('no such thing')
 def dies(work): return lambda: os.kill(os.getpid(), signal.SIGKILL)
 def hangs(work): return lambda: time.sleep(6)
 def greedy(work):
-    from scenimefy.bench import _free
-    return lambda: [np.empty(_free()*5//4, np.uint8)[:1]]
+    "Asks for 300 MiB where 100 are free."
+    import scenimefy.bench
+    scenimefy.bench._free = lambda: 100*2**20
+    return lambda: [np.empty(300*2**20, np.uint8)[:1]]
 def threads(work): return lambda: [float(os.environ['OMP_NUM_THREADS'])]
 def reads(work): return lambda: [float(open(os.path.join(work, 'number')).read())]
 '''
