@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Program', 'main', 'demo_command', 'stylize_command', 'train_command', 'pretrain_command', 'finetune_command',
            'pairs_command', 'bake_command', 'evaluate_command', 'compare_command', 'ablate_command', 'app_command',
-           'doctor_command', 'convert_command', 'export_command']
+           'doctor_command', 'bench_command', 'convert_command', 'export_command']
 
 # %% ../nbs/15_cli.ipynb #exp-imports
 import contextlib, dataclasses, errno, importlib, inspect, os, re, sys, time, traceback, warnings
@@ -603,6 +603,28 @@ def doctor_command():
     broken = marks.count(BROKEN)
     typer.echo(f'\n{broken} broken' if broken else '\nNothing is broken.')
     if broken: raise typer.Exit(1)
+
+# %% ../nbs/15_cli.ipynb #exp-bench
+@app.command('bench')
+def bench_command(
+    only: Annotated[Optional[str], typer.Option(
+        metavar='NAME,NAME', show_default=False,
+        help='Rows, or how their names begin, such as step,stylize-256,pairs,fid,startup [all].')] = None,
+    quick: Annotated[bool, typer.Option('--quick', help='Less work and no large pictures.')] = False,
+    threads: Annotated[Optional[int], typer.Option(
+        metavar='INT', min=1, show_default=False,
+        help='Threads of each form [as many as PyTorch takes].')] = None,
+    out: Annotated[Path, _folder(
+        'For bench.json and bench.md [scenimefy-bench].', '-o', '--out')] = Path('scenimefy-bench')):
+    "Time and memory of each part beside its stock form, on this processor."
+    from scenimefy.bench import bench, table
+    words = [word for word in (only or '').split(',') if word]
+    def say(text): typer.echo(text, err=True)
+    record = bench(out, words, quick, threads, say)
+    head, lines = table(record)
+    print_table(lines, head)
+    typer.echo(f"{out/'bench.md'}  ← the same, and the computer it was measured on")
+    if any('error' in row.get('forms', {}).get('ours', {}) for row in record['rows']): raise typer.Exit(1)
 
 # %% ../nbs/15_cli.ipynb #exp-convert
 @app.command('convert')

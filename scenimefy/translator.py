@@ -121,10 +121,12 @@ def as_shown(made,            # (B,3,H,W): translations
     return give_tone(made, map_colors(photo, palette.to(photo))).clamp(-1, 1)
 
 # %% ../nbs/04_translator.ipynb #exp-filter
-def _binomial(row): # weights of one direction, e.g. (1, 2, 1)
-    "The outer product of `row` with itself, scaled so that it sums to 1."
-    row = torch.tensor(row, dtype=torch.float32)
-    return torch.outer(row, row) / row.sum()**2
+def _binomial(row,     # weights of one direction, e.g. (1, 2, 1)
+              gain=1.  # what all weights sum to
+             ):        # (N,N)
+    "The outer product of `row` with itself, scaled."
+    # in Python's numbers: torch's own, on device `meta`, would load its compiler first
+    return torch.tensor([[gain*a*b/sum(row)**2 for b in row] for a in row], dtype=torch.float32)
 
 # %% ../nbs/04_translator.ipynb #exp-blur
 def _blur_conv(x, filt):
@@ -169,7 +171,7 @@ class FixedFilter(nn.Module):
     "Hold a constant `kernel` per channel in the `state_dict` (key `filt`); refuse to load another."
     def __init__(self, kernel, channels):
         super().__init__()
-        self.register_buffer('filt', kernel.repeat(channels, 1, 1, 1))
+        self.register_buffer('filt', kernel.expand(channels, 1, -1, -1).contiguous())
 
     def _load_from_state_dict(self, state, prefix, meta, strict, missing, unexpected, errors):
         given = state.get(f'{prefix}filt')
@@ -198,7 +200,7 @@ def _blur_up(x):
 
 class Upsample(FixedFilter):
     "Double the size bilinearly; `filt` (C,1,4,4) is what the released code convolves with."
-    def __init__(self, channels): super().__init__(4 * _binomial((1, 3, 3, 1)), channels)
+    def __init__(self, channels): super().__init__(_binomial((1, 3, 3, 1), gain=4.), channels)
     def forward(self, x): return _blur_up(x)
 
 # %% ../nbs/04_translator.ipynb #exp-block

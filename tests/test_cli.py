@@ -81,8 +81,8 @@ def test_help_is_light_and_complete():
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     commands = re.findall(r'^  (\w+)  ', done.stdout.split('Commands:')[1], re.M)
-    assert sorted(commands) == ['ablate', 'bake', 'compare', 'convert', 'demo', 'doctor', 'evaluate',
-                                'export', 'finetune', 'pairs', 'pretrain', 'stylize', 'train']
+    assert sorted(commands) == ['ablate', 'app', 'bake', 'bench', 'compare', 'convert', 'demo', 'doctor',
+                                'evaluate', 'export', 'finetune', 'pairs', 'pretrain', 'stylize', 'train']
 
 def test_version():
     import scenimefy
