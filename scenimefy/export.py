@@ -156,7 +156,7 @@ def convert(source,             # a .pth, .pt or .safetensors file, or what else
     return lines + ([f'licence: {licence}'] if licence else [])
 
 # %% ../nbs/10c_export.ipynb #exp-plain
-OPSET = 18   # edition of ONNX's operations; from 2022, known to all runtimes of today
+OPSET = 18   # edition of ONNX's operations
 
 class _OneNorm(nn.Module):
     "Instance normalization as the one operation that ONNX has for it."

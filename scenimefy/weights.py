@@ -399,10 +399,11 @@ def find_weights(weights,                # a name, a path, or hf:owner/name
     if str(weights) in theirs: return fetch(str(weights))
     if str(weights).startswith(_HUB): return from_hub(weights)
     path = Path(weights)
-    if path.is_dir(): return tensors_of(path)
+    if (path/_TENSORS).is_file(): return path/_TENSORS
     if path.is_file(): return path
+    what = f'a folder without {_TENSORS}' if path.is_dir() else 'no such file'
     known = ', '.join([*ours, *theirs])
-    raise WeightsError(f'{path}: no such file; give a .safetensors, .pth or .pt file, a folder with '
+    raise WeightsError(f'{path}: {what}; give a .safetensors, .pth or .pt file, a folder with '
                        f'{_TENSORS}, {_HUB}OWNER/NAME, or one of: {known}')
 
 # %% ../nbs/02c_weights.ipynb #exp-folder

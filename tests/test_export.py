@@ -111,8 +111,9 @@ def test_a_config_that_is_none(tmp_path, text):
 
 def test_a_folder_with_a_pickle_only_is_refused_and_nothing_runs(tmp_path):
     torch.save({'model.1.weight': Evil(tmp_path/'ran')}, tmp_path/'pytorch_model.bin')
-    for load in (ResnetGenerator.from_pretrained, Generator.from_pretrained, find_weights):
+    for load in (ResnetGenerator.from_pretrained, Generator.from_pretrained):
         with pytest.raises(WeightsError, match='holds no model.safetensors'): load(tmp_path)
+    with pytest.raises(WeightsError, match='a folder without model.safetensors'): find_weights(tmp_path)
     assert not (tmp_path/'ran').exists()
 
 
@@ -403,7 +404,7 @@ def exported(tmp_path_factory):
 
 
 def test_onnx_equals_torch_at_odd_and_large_sizes(exported):
-    sizes = (1, 64, 64), (3, 8, 12), (1, 5, 9), (2, 37, 61), (1, 387, 514)
+    sizes = (1, 64, 64), (3, 8, 12), (1, 5, 9), (2, 37, 61), (1, 387, 515)
     gaps = compare_onnx(*exported, sizes)
     assert list(gaps) == list(sizes) and max(gaps.values()) < 1e-3, gaps
 
