@@ -387,22 +387,25 @@ def save_picture(picture:Image.Image, path,
 _TOLD = ('ImageDescription', 'Make', 'Model', 'DateTime', 'Artist', 'Copyright')
 _NOT_TOLD = ('MakerNote', 'ExifInteroperabilityOffset', 'ExifImageWidth', 'ExifImageHeight')
 
+def _copy_told(whole, place):
+    "What is told of `whole`; fails if a value cannot be written."
+    told, left_out = Image.Exif(), [ExifTags.Base[name] for name in _NOT_TOLD]
+    for tag in (ExifTags.Base[name] for name in _TOLD):
+        if tag in whole: told[tag] = whole[tag]
+    camera = {tag: value for tag, value in whole.get_ifd(_CAMERA).items() if tag not in left_out}
+    told.get_ifd(_CAMERA).update(camera)
+    if place: told.get_ifd(_PLACE).update(whole.get_ifd(_PLACE))
+    told[ExifTags.Base.Orientation] = 1
+    told.tobytes()
+    return told
+
 def read_told(path, place:bool=False) -> Image.Exif:
     "What a photo tells of camera, time and author; its place if asked; nothing if it is broken."
     told = Image.Exif()
     told[ExifTags.Base.Orientation] = 1
-    with contextlib.suppress(Exception), warnings.catch_warnings(), Image.open(path) as im:
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
         warnings.simplefilter('ignore')
-        whole, copy = im.getexif(), Image.Exif()
-        for tag in (ExifTags.Base[name] for name in _TOLD):
-            if tag in whole: copy[tag] = whole[tag]
-        left_out = [ExifTags.Base[name] for name in _NOT_TOLD]
-        camera = {tag: value for tag, value in whole.get_ifd(_CAMERA).items() if tag not in left_out}
-        copy.get_ifd(_CAMERA).update(camera)
-        if place: copy.get_ifd(_PLACE).update(whole.get_ifd(_PLACE))
-        copy[ExifTags.Base.Orientation] = 1
-        copy.tobytes()                         # fails here, and not later, if a value cannot be written
-        told = copy
+        with Image.open(path) as im: told = _copy_told(im.getexif(), place)
     return told
 
 # %% ../nbs/10_stylize.ipynb #exp-folder
