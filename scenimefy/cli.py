@@ -260,8 +260,9 @@ _Skip = _maybe(bool, None, 'Leave scenes of an earlier run as they are.', '--ski
 _Metadata = _maybe(bool, None, 'Copy camera, time and author of a photo; not where it was taken.',
                    '--keep-metadata')
 _Location = _maybe(bool, None, 'With --keep-metadata: also where it was taken.', '--keep-location')
-_Sheet = _maybe(Path, 'FILE', 'Every photo beside its scene, small: an .html page, or a picture of the first 300.',
-                '--sheet')
+_Sheet = _maybe(Path, 'FILE', 'Every photo beside its scene, small: an .html page, or a picture of the '
+                              'first 300.', '--sheet')
+_GoOn = Annotated[bool, typer.Option('--resume', help='Go on with a film that was interrupted.')]
 _ReportFile = _maybe(Path, 'FILE', 'Write as JSON what became of every photo.', '--report')
 
 # %% ../nbs/15_cli.ipynb #exp-tell-report
@@ -302,7 +303,7 @@ def stylize_command(
     format: _Format = None, quality: _Quality = None, skip_existing: _Skip = None,
     keep_metadata: _Metadata = None, keep_location: _Location = None,
     sheet: _Sheet = None, report_file: _ReportFile = None,
-    resume: Annotated[bool, typer.Option('--resume', help='Go on with a film that was interrupted.')] = False):
+    resume: _GoOn = False):
     "Turn photos into anime scenes of the same size; a film too."
     from scenimefy.stylize import check_sheet, write_report, write_sheet
     if sheet: check_sheet(sheet)

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .core import Settings, opt
-from .data import as_rgb, read_image
+from .core import Settings, UserError, opt
+from .data import ImageError, as_rgb, read_image
 from .translator import seen_from_afar
 
 # %% ../nbs/04d_control.ipynb #exp-look
@@ -82,7 +82,8 @@ def read_mask(mask,          # path, PIL image or uint8 array: white is scene, b
              ) -> Tensor:    # (1,1,h,w) in [0,1]
     "A region as weights of the size of a picture."
     if isinstance(mask, np.ndarray): mask = Image.fromarray(mask)
-    mask = as_rgb(mask) if isinstance(mask, Image.Image) else read_image(mask)
+    try: mask = as_rgb(mask) if isinstance(mask, Image.Image) else read_image(mask)
+    except ImageError as e: raise UserError(f'the mask {e}') from None
     levels = torch.from_numpy(np.array(mask.convert('L'))).float()/255
     weights = F.interpolate(levels[None, None], (h, w), mode='bilinear', antialias=True)
     return _mean(weights, feather)

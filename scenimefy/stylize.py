@@ -146,7 +146,7 @@ class _Painter:
                  device:str='auto',   # 'auto', 'cpu', 'cuda', 'mps'; 'auto' leaves a network where it is
                  precision:str=None,  # 'fp32' or 'bf16'; None: as a network is, 'fp32' for a file
                  max_pixels:int=None, # of a file; larger ones are refused. Default: `data.MAX_PIXELS`
-                 tone:bool=None,      # give a scene its photo's broad tone; None: if the network has a palette
+                 tone:bool=None,      # give a scene its photo's broad tone; None: if it has a palette
                  max_memory=None,     # bytes that the program may hold, or '4GB'; None: what is free
                  **settings):         # of `StylizeSettings`, such as strength=.5
         self.settings, self.max_pixels = StylizeSettings(**settings), max_pixels
@@ -378,7 +378,7 @@ def save_picture(picture:Image.Image, path,
     if suffix == '.png':
         more = dict(pnginfo=PngImagePlugin.PngInfo(), exif=told)
         more['pnginfo'].add_text('Software', _SIGNATURE)
-        more['pnginfo'].add(b'sRGB', bytes(1))                    # how colors outside are treated: 0, the usual
+        more['pnginfo'].add(b'sRGB', bytes(1))                    # colors outside are treated as usual: 0
     picture = Image.fromarray(np.asarray(picture))                # pixels only: no EXIF, no GPS
     with atomic_path(path) as tmp: picture.save(tmp, **more)
     return path
@@ -387,22 +387,25 @@ def save_picture(picture:Image.Image, path,
 _TOLD = ('ImageDescription', 'Make', 'Model', 'DateTime', 'Artist', 'Copyright')
 _NOT_TOLD = ('MakerNote', 'ExifInteroperabilityOffset', 'ExifImageWidth', 'ExifImageHeight')
 
+def _copy_told(whole, place):
+    "What is told of `whole`; fails if a value cannot be written."
+    told, left_out = Image.Exif(), [ExifTags.Base[name] for name in _NOT_TOLD]
+    for tag in (ExifTags.Base[name] for name in _TOLD):
+        if tag in whole: told[tag] = whole[tag]
+    camera = {tag: value for tag, value in whole.get_ifd(_CAMERA).items() if tag not in left_out}
+    told.get_ifd(_CAMERA).update(camera)
+    if place: told.get_ifd(_PLACE).update(whole.get_ifd(_PLACE))
+    told[ExifTags.Base.Orientation] = 1
+    told.tobytes()
+    return told
+
 def read_told(path, place:bool=False) -> Image.Exif:
-    "What a photo tells of camera, time and author, and its place if asked; little or nothing if it is broken."
+    "What a photo tells of camera, time and author; its place if asked; nothing if it is broken."
     told = Image.Exif()
     told[ExifTags.Base.Orientation] = 1
-    with contextlib.suppress(Exception), warnings.catch_warnings(), Image.open(path) as im:
+    with warnings.catch_warnings(), contextlib.suppress(Exception):
         warnings.simplefilter('ignore')
-        whole, copy = im.getexif(), Image.Exif()
-        for tag in (ExifTags.Base[name] for name in _TOLD):
-            if tag in whole: copy[tag] = whole[tag]
-        left_out = [ExifTags.Base[name] for name in _NOT_TOLD]
-        camera = {tag: value for tag, value in whole.get_ifd(_CAMERA).items() if tag not in left_out}
-        copy.get_ifd(_CAMERA).update(camera)
-        if place: copy.get_ifd(_PLACE).update(whole.get_ifd(_PLACE))
-        copy[ExifTags.Base.Orientation] = 1
-        copy.tobytes()                         # fails here, and not later, if a value cannot be written
-        told = copy
+        with Image.open(path) as im: told = _copy_told(im.getexif(), place)
     return told
 
 # %% ../nbs/10_stylize.ipynb #exp-folder
@@ -491,8 +494,11 @@ def _masks(mask, sources) -> dict: # {photo: its mask}
     "The mask of each photo: one file for all, or files of a folder that have the photos' names."
     if mask is None or not Path(mask).is_dir(): return dict.fromkeys([photo for photo, _ in sources], mask)
     masks = by_stem(Path(mask))
-    stems = {photo: unicodedata.normalize('NFC', place.with_suffix('').as_posix()) for photo, place in sources}
-    return {photo: masks[stem] for photo, stem in stems.items() if stem in masks}
+    found = {}
+    for photo, place in sources:
+        stem = unicodedata.normalize('NFC', place.with_suffix('').as_posix())     # as `by_stem` does
+        if stem in masks: found[photo] = masks[stem]
+    return found
 
 def _list_jobs(painter, paths, out, mask):
     "Jobs for all photos under `paths`, and a report of those that are not to be done."
@@ -583,8 +589,8 @@ def stylize_folder(paths,                # files and folders, or one of them
                    **settings            # of `StylizeSettings`, such as format='webp'; max_memory='4GB'
                   ) -> Report:           # what became of every photo
     "Stylize every photo under `paths`; a photo that fails is reported and the others go on."
-    stylizer = Stylizer(weights, device, precision, max_pixels, tone, **settings)
-    return stylizer.folder(paths, out, mask, progress)
+    album = _Album(weights, device, precision, max_pixels, tone, **settings)
+    return album.folder(paths, out, mask, progress)
 
 # %% ../nbs/10_stylize.ipynb #exp-stylize-file
 def stylize_file(paths,                # a list of one photo
@@ -595,7 +601,7 @@ def stylize_file(paths,                # a list of one photo
                  **settings            # of `StylizeSettings`; max_memory='4GB'
                 ) -> Report:
     "Stylize one photo into one file."
-    return Stylizer(weights, device, precision, max_pixels, tone, **settings).file(paths, out, mask)
+    return _Album(weights, device, precision, max_pixels, tone, **settings).file(paths, out, mask)
 
 # %% ../nbs/10_stylize.ipynb #exp-film
 _STILL = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')

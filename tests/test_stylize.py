@@ -1,5 +1,5 @@
 "Stylizing: sizes, odd files, names, hostile weights. Small networks, no network access."
-import copy, errno, io, os, pickle, random, struct, zipfile
+import copy, errno, io, json, os, pickle, random, struct, time, weakref, zipfile
 
 import numpy as np
 import pytest
@@ -9,8 +9,9 @@ from PIL import Image
 from scenimefy import fast
 from scenimefy import stylize as S
 from scenimefy.core import SettingsError, UserError
-from scenimefy.stylize import stylize, stylize_folder, translate
-from scenimefy.translator import ResnetGenerator, load_translator, save_translator
+from scenimefy.control import Look, adjust
+from scenimefy.stylize import Stylizer, stylize, stylize_folder, translate
+from scenimefy.translator import ResnetGenerator, as_shown, load_translator, save_translator
 from scenimefy.weights import WeightsError
 
 
@@ -468,3 +469,303 @@ def test_tone_comes_back_if_asked_for_or_if_the_network_asks(net, tmp_path):
     S.stylize_file([tmp_path/'dark.png'], tmp_path/'own.png', file, tone=False)
     with Image.open(tmp_path/'own.png') as im:
         assert np.abs(np.asarray(im, int) - np.asarray(plain, int)).max() <= 1
+
+
+# ---- one object that keeps the choices
+
+def levels(path):
+    with Image.open(path) as im: return np.asarray(im).astype(int)
+
+
+def test_a_stylizer_does_what_the_functions_do(net, tmp_path):
+    pictures = [photo(20, 30, seed=i) for i in range(3)]
+    for i, p in enumerate(pictures): p.save(tmp_path/f'{i}.png')
+    look = dict(strength=.6, keep_color=True, preserve=.5)
+    stylizer = Stylizer(net, **look)
+    want = [np.asarray(stylize(p, net, **look)).astype(int) for p in pictures]
+    x = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1)/127.5 - 1 for p in pictures])
+    batch = ((stylizer.batch(x) + 1)*127.5).round().permute(0, 2, 3, 1).numpy()
+    for got in (stylizer(pictures), [stylizer(p) for p in pictures], [stylizer(np.asarray(p)) for p in pictures],
+                stylizer([tmp_path/f'{i}.png' for i in range(3)]), batch):
+        assert all(np.abs(np.asarray(g).astype(int) - w).max() <= 1 for g, w in zip(got, want))
+    assert stylizer([]) == []
+    report = stylizer(tmp_path, tmp_path/'out')
+    assert report.ok and [d.out.name for d in report.done] == ['0.png', '1.png', '2.png']
+    assert stylizer(tmp_path/'1.png', tmp_path/'new.bmp').ok
+    for path, w in ((tmp_path/'out/1.png', want[1]), (tmp_path/'new.bmp', want[1])):
+        assert np.abs(levels(path) - w).max() <= 1
+    file = save_translator(net, tmp_path/'net.safetensors')
+    assert Stylizer(file, 'cpu').net is Stylizer(file, 'cpu', strength=.1).net       # read once
+
+
+def test_without_wishes_it_is_the_network_and_the_last_step(net):
+    "Not one level differs from the picture that there was before there were choices."
+    wishful = copy.deepcopy(net)
+    wishful.palette = torch.eye(3, 4)
+    im = photo(24, 36)
+    x = torch.from_numpy(np.array(im)).permute(2, 0, 1)[None]/127.5 - 1
+    want = (as_shown(translate(wishful, x), x, wishful.palette)[0].clamp(-1, 1) + 1)*127.5
+    assert np.array_equal(np.asarray(stylize(im, wishful)), want.round().byte().permute(1, 2, 0).numpy())
+
+
+def test_wrong_choices_are_named(net):
+    for wrong, words in ((dict(strenght=1), "did you mean 'strength'"), (dict(format='tiff'), "'webp'"),
+                         (dict(quality=0), 'quality'), (dict(batch=-1), 'batch'), (dict(max_memory='lots'), 'memory')):
+        with pytest.raises(SettingsError, match=words): Stylizer(net, **wrong)
+
+
+def test_a_mask_keeps_the_photo_where_it_is_black(net, tmp_path):
+    im, mask = photo(40, 60), Image.new('L', (6, 4), 255)
+    mask.paste(0, (0, 0, 3, 4))
+    made = np.asarray(stylize(im, net, mask=mask)).astype(int)
+    assert np.array_equal(made[:, :12], np.asarray(im)[:, :12])
+    assert np.abs(made[:, 48:] - np.asarray(stylize(im, net)).astype(int)[:, 48:]).max() <= 1
+
+
+# ---- folders: batches, order, memory
+
+def test_batches_give_the_same_scenes_in_the_same_order(net, tmp_path):
+    album = tmp_path/'album'
+    album.mkdir()
+    for i in range(9): photo(*((20, 30) if i % 4 else (30, 20)), mode='RGBA' if i == 2 else 'RGB', seed=i).save(album/f'{i}.png')
+    (album/'4.png').write_text('words')
+    mask = Image.new('L', (5, 5), 255)
+    mask.paste(0, (0, 0, 2, 5))
+    mask.save(tmp_path/'mask.png')
+    reports = [stylize_folder(album, tmp_path/f'out{n}', net, progress=False, batch=n, mask=tmp_path/'mask.png')
+               for n in (1, 3, 100)]
+    for report in reports:
+        assert [d.path.name for d in report.done] == [f'{i}.png' for i in range(9) if i != 4]
+        assert [f.path.name for f in report.failed] == ['4.png'] and all(d.seconds > 0 for d in report.done)
+    for d in reports[0].done:
+        for n in (3, 100):
+            assert np.abs(levels(d.out) - levels(tmp_path/f'out{n}'/d.out.name)).max() <= 1, d.out.name
+
+
+def test_a_batch_that_fails_is_tried_one_by_one(net, tmp_path, monkeypatch):
+    for i in range(5): photo(8, 8, seed=i).save(tmp_path/f'{i}.png')
+    stylizer, sizes, real = Stylizer(net, batch=4), [], Stylizer.batch
+    def batch(self, x, mask=None):
+        sizes.append(len(x))
+        if len(x) > 1: raise MemoryError('too many')
+        if len(sizes) == 3: raise RuntimeError('this one')
+        return real(self, x, mask)
+    monkeypatch.setattr(Stylizer, 'batch', batch)
+    report = stylizer.folder(tmp_path, tmp_path/'out', progress=False)
+    assert sizes == [4, 1, 1, 1, 1, 1]
+    assert [f.path.name for f in report.failed] == ['1.png'] and 'this one' in report.failed[0].reason
+    assert [d.path.name for d in report.done] == ['0.png', '2.png', '3.png', '4.png']
+
+
+def test_threads_keep_the_order_and_few_pictures(net, tmp_path, monkeypatch):
+    "Some are read slowly, some written slowly; the rest waits, and not in memory."
+    for i in range(24): photo(8, 8, seed=i).save(tmp_path/f'{i:02}.png')
+    alive, most = [], []
+    real_read, real_save = S._picture, S.save_picture
+    def read(path, *more):
+        time.sleep(.02*(int(path.stem) % 3 == 0))
+        got = real_read(path, *more)
+        alive.append(weakref.ref(got[0]))
+        most.append(sum(ref() is not None for ref in alive))
+        return got
+    def save(*args):
+        time.sleep(.01*(int(args[1].stem) % 5 == 0))
+        return real_save(*args)
+    monkeypatch.setattr(S, '_picture', read)
+    monkeypatch.setattr(S, 'save_picture', save)
+    report = stylize_folder(tmp_path, tmp_path/'out', net, progress=False)
+    assert [d.path.name for d in report.done] == [f'{i:02}.png' for i in range(24)] and max(most) <= 12
+
+
+def test_names_take_as_many_steps_as_there_are_photos(monkeypatch):
+    tried, real = [], S._names
+    def names(*args):
+        for name in real(*args):
+            tried.append(name)
+            yield name
+    monkeypatch.setattr(S, '_names', names)
+    for trick in (lambda i: f'{i}.jpg', lambda i: 'x.jpg', lambda i: f'{i//2}.{"jpg" if i % 2 else "png"}'):
+        tried.clear()
+        sources = [(S.Path(f'/nowhere/{i}/p.jpg'), S.Path(trick(i))) for i in range(1_000)]
+        jobs = S._name_outputs(sources, S.Path('/nowhere/out'))
+        assert len({str(out).casefold() for _, out in jobs}) == 1_000 and len(tried) <= 2_000
+
+
+# ---- folders: formats, metadata, masks
+
+@pytest.mark.parametrize('kind, suffix', [('png', '.png'), ('jpeg', '.jpg'), ('webp', '.webp')])
+def test_kinds_of_files_and_what_is_skipped(net, tmp_path, kind, suffix):
+    album, out = tmp_path/'album', tmp_path/'out'
+    album.mkdir(); out.mkdir()
+    for i in range(3): photo(16, 20, 'RGBA' if i == 1 else 'RGB', seed=i).save(album/f'{i}.png')
+    photo(5, 5, seed=7).save(out/f'2{suffix}')                          # a stranger's
+    how = dict(progress=False, format=kind)
+    report = stylize_folder(album, out, net, **how)
+    assert [d.out.name for d in report.done] == [f'0{suffix}', f'1{suffix}', f'2.png{suffix}'] and len(report.notes) == 1
+    with Image.open(out/f'1{suffix}') as im:
+        assert im.format == kind.upper() and im.mode == ('RGB' if kind == 'jpeg' else 'RGBA')
+    os.utime(out/f'0{suffix}', ns=(1, 1))
+    photo(16, 20, seed=9).save(album/'3.png')
+    later = stylize_folder(album, out, net, skip_existing=True, **how)
+    assert [d.out.name for d in later.skipped] == [f'0{suffix}', f'1{suffix}', f'2.png{suffix}']
+    assert [d.path.name for d in later.done] == ['3.png'] and '3 already there' in str(later)
+    assert (out/f'0{suffix}').stat().st_mtime_ns == 1
+    again = stylize_folder(album, out, net, **how)                       # without it, they are made anew
+    assert len(again.done) == 4 and (out/f'0{suffix}').stat().st_mtime_ns > 1
+    assert len(list(out.iterdir())) == 5
+
+
+def test_quality_changes_the_size(net, tmp_path):
+    photo(60, 60).save(tmp_path/'p.png')
+    def size(kind, q):
+        report = stylize_folder(tmp_path/'p.png', tmp_path/f'{kind}{q}', net, progress=False, format=kind, quality=q)
+        return report.done[0].out.stat().st_size
+    for kind in ('jpeg', 'webp'): assert size(kind, 10) < size(kind, 60) < size(kind, 100)
+
+
+def told_photo(path):
+    "A photo that tells everything, turned, with a block of its maker and a place."
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010f], exif[0x0110], exif[0x013b], exif[0x0132] = 6, 'Maker', 'Model 7', 'Ann', '2024:05:06 07:08:09'
+    exif.get_ifd(0x8769).update({0x9003: '2024:05:06 07:08:09', 0x829a: .5, 0x927c: b'SECRET BLOCK', 0xa002: 30})
+    exif.get_ifd(0x8825).update({1: 'N', 2: (48.0, 51.0, 30.0), 0x1d: '2024:05:06'})
+    photo(20, 30).save(path, exif=exif)
+
+
+@pytest.mark.parametrize('kind', ['png', 'jpeg', 'webp'])
+def test_metadata_is_kept_if_asked_and_the_place_only_if_asked_for_too(net, tmp_path, kind):
+    told_photo(tmp_path/'p.jpg')
+    def run(name, **how):
+        made = stylize_folder(tmp_path/'p.jpg', tmp_path/name, net, progress=False, format=kind, **how).done[0].out
+        with Image.open(made) as im:
+            exif = im.getexif()
+            return made.read_bytes(), im.size, exif, dict(exif.get_ifd(0x8769)), dict(exif.get_ifd(0x8825))
+    data, size, exif, camera, place = run('plain')
+    assert not set(exif) - {0x0131, 0x8769} and not set(camera) - {0xa001} and not place and b'Maker' not in data
+    data, size, exif, camera, place = run('kept', keep_metadata=True)
+    assert (exif[0x0112], exif[0x010f], exif[0x0110], exif[0x013b]) == (1, 'Maker', 'Model 7', 'Ann')
+    assert camera[0x9003] == '2024:05:06 07:08:09' and camera[0x829a] == .5 and camera[0xa001] == 1
+    assert size == (20, 30) and not place and b'SECRET' not in data and 0xa002 not in camera
+    data, size, exif, camera, place = run('place', keep_metadata=True, keep_location=True)
+    assert place[1] == 'N' and place[2][0] == 48 and b'SECRET' not in data
+    assert not run('alone', keep_location=True)[4]                       # the place of what is not kept
+
+
+def test_broken_metadata_cost_no_picture(net, tmp_path):
+    told_photo(tmp_path/'p.jpg')
+    data = (tmp_path/'p.jpg').read_bytes()
+    start = data.index(b'Exif') + 6
+    rng = random.Random(0)
+    for i in range(12):
+        hurt = bytearray(data)
+        for _ in range(8): hurt[start + rng.randrange(8, 120)] = rng.randrange(256)
+        (tmp_path/f'{i}.jpg').write_bytes(hurt)
+    report = stylize_folder(tmp_path, tmp_path/'out', net, progress=False, keep_metadata=True, keep_location=True)
+    assert report.ok and len(report.done) == 13
+
+
+def test_every_file_says_that_it_is_srgb(net, tmp_path):
+    from PIL import ImageCms
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    photo(20, 30).save(tmp_path/'p.jpg', icc_profile=lab)
+    for name in ('a.png', 'a.jpg', 'a.webp'):
+        S.stylize_file([tmp_path/'p.jpg'], tmp_path/name, net)
+        with Image.open(tmp_path/name) as im:
+            assert 'icc_profile' not in im.info
+            assert im.info['srgb'] == 0 if name == 'a.png' else im.getexif().get_ifd(0x8769)[0xa001] == 1
+
+
+def test_a_folder_of_masks(net, tmp_path):
+    for name in ('a/x.jpg', 'a/sub/y.png', 'a/z.png'):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        photo(24, 24).save(tmp_path/name)
+    for name, level in (('m/x.png', 0), ('m/sub/y.jpg', 255)):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('L', (4, 4), level).save(tmp_path/name)
+    report = stylize_folder(tmp_path/'a', tmp_path/'out', net, progress=False, mask=tmp_path/'m')
+    assert [f.path.name for f in report.failed] == ['z.png'] and 'no mask' in report.failed[0].reason
+    with Image.open(tmp_path/'a/x.jpg') as im: assert np.array_equal(levels(tmp_path/'out/x.png'), np.asarray(im))
+    plain = np.asarray(stylize(tmp_path/'a/sub/y.png', net)).astype(int)
+    assert np.abs(levels(tmp_path/'out/sub/y.png') - plain).max() <= 1
+    (tmp_path/'bad.png').write_text('words')
+    bad = stylize_folder(tmp_path/'a', tmp_path/'out2', net, progress=False, mask=tmp_path/'bad.png')
+    assert len(bad.failed) == 3 and 'bad.png' in bad.failed[0].reason
+
+
+# ---- reports and sheets
+
+def test_the_report_as_json(net, tmp_path):
+    good, bad = make_album(tmp_path/'in')
+    report = stylize_folder(tmp_path/'in', tmp_path/'out', net, progress=False, strength=.5)
+    told = json.loads(S.write_report(report, tmp_path/'deep/r.json').read_text())
+    assert {S.Path(row['photo']).name for row in told['done']} == set(good)
+    assert all(S.Path(row['scene']).exists() and row['seconds'] >= 0 for row in told['done'])
+    assert {S.Path(row['photo']).name: row['reason'] for row in told['failed']}.keys() == bad.keys()
+    assert told['settings']['strength'] == .5 and told['weights'] == 'ResnetGenerator' and told['device'] == 'cpu'
+    assert told['seconds'] > 0 and told['skipped'] == [] and told['program'] == 'scenimefy'
+
+
+def test_sheets_show_every_pair_and_hold_few_pictures(net, tmp_path, monkeypatch):
+    for i in range(7): photo(200 + i, 300, seed=i).save(tmp_path/f'{i} & <b>.png')
+    report = stylize_folder(tmp_path, tmp_path/'out', net, progress=False)
+    report.done[3].path.unlink()                                        # gone since: gray, and no error
+    alive, most, real = [], [], S._small
+    def small(*args, **kw):
+        im = real(*args, **kw)
+        alive.append(weakref.ref(im))
+        most.append(sum(ref() is not None for ref in alive))
+        return im
+    monkeypatch.setattr(S, '_small', small)
+    page = S.write_sheet(report, tmp_path/'s.html').read_text()
+    assert page.count('<img') == 14 and page.count('&lt;b&gt;') >= 14 and '<b>' not in page.split('<main>')[1]
+    assert page.rstrip().endswith('</html>') and max(most) <= 3
+    S.write_sheet(report, tmp_path/'s.png')
+    whole = levels(tmp_path/'s.png')
+    assert max(most) <= 3 and whole.shape[1] > 6*160 and not report.notes
+    monkeypatch.setattr(S, '_PAIRS', 2)
+    S.write_sheet(report, tmp_path/'few.png')
+    assert levels(tmp_path/'few.png').shape[0] < whole.shape[0] and 'first 2 of 7' in report.notes[0]
+    with pytest.raises(SettingsError, match='html'): S.check_sheet('sheet.txt')
+
+
+# ---- films
+
+def test_a_film_is_its_frames(net, tmp_path):
+    pytest.importorskip('scenimefy.video')
+    frames = [photo(2, 3, seed=i).resize((24, 20), Image.BICUBIC) for i in range(5)]
+    frames[0].save(tmp_path/'a.webp', save_all=True, append_images=frames[1:], duration=80, lossless=True)
+    mask = Image.new('L', (24, 20), 0)
+    stylizer = Stylizer(net, strength=.5)
+    assert stylizer(tmp_path/'a.webp', tmp_path/'b.webp').ok
+    with Image.open(tmp_path/'b.webp') as im:
+        assert im.n_frames == 5
+        for i, frame in enumerate(frames):
+            im.seek(i)
+            gap = np.abs(np.asarray(im.convert('RGB')).astype(int) - np.asarray(stylizer(frame)).astype(int))
+            assert gap.mean() < 12, i                                   # WebP loses a little
+    report = stylizer.video(tmp_path/'a.webp', tmp_path/'c.mp4', mask, progress=False)
+    assert report.ok and report.done[0].out == tmp_path/'c.mp4' and report.seconds > 0
+    assert not stylizer.video(tmp_path/'c.mp4', tmp_path/'d.xyz', progress=False).ok
+    (tmp_path/'e.mp4').write_bytes(b'no film at all')
+    assert not stylizer(tmp_path/'e.mp4', tmp_path/'f.mp4').ok
+
+
+def test_what_is_a_film_and_where_it_goes(net, tmp_path):
+    pytest.importorskip('scenimefy.video')
+    frames = [photo(20, 24, seed=i) for i in range(2)]
+    frames[0].save(tmp_path/'a.gif', save_all=True, append_images=frames[1:], duration=80)
+    frames[0].save(tmp_path/'still.webp')
+    Stylizer(net).video(tmp_path/'a.gif', tmp_path/'a.mp4', progress=False)
+    (tmp_path/'out').mkdir()
+    for name, out, target in (('a.gif', 'b.webp', 'b.webp'), ('a.gif', 'b.png', None), ('a.gif', 'out', None),
+                              ('a.mp4', 'out', 'out/a.mp4'), ('a.mp4', 'c.mkv', 'c.mkv'), ('still.webp', 'b.webp', None),
+                              ('none.avi', 'out', 'out/none.mp4'), ('none.png', 'x.webp', None)):
+        want = tmp_path/target if target else None
+        assert S.film_target(tmp_path/name, tmp_path/out) == want, (name, out)
+
+
+def test_a_steady_film(net, tmp_path):
+    pytest.importorskip('scenimefy.steady')
+    frames = [photo(20, 24, seed=i) for i in range(4)]
+    frames[0].save(tmp_path/'a.webp', save_all=True, append_images=frames[1:], duration=80)
+    assert Stylizer(net, smooth=True)(tmp_path/'a.webp', tmp_path/'b.webp').ok
