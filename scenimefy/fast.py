@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from .core import SettingsError, UserError
-from .translator import (Downsample, InstanceNorm, ReflectPad, ResnetBlock, ResnetGenerator, Upsample,
-                                  _check_input)
+from .translator import (Downsample, InstanceNorm, ReflectPad, ResnetBlock, ResnetGenerator,
+                                  Upsample, _check_input)
 
 # %% ../nbs/04b_fast.ipynb #exp-center
 def center_of(strip): # (h,w,C)
@@ -139,10 +139,12 @@ def _is_cpu_float(net):
     weight = next(net.parameters())
     return weight.device.type == 'cpu' and weight.dtype == torch.float32
 
-def _kernel(conv, weight, room): # `weight`: from `quick_weight`, or None
-    "The way to compute `conv` over strips."
-    if weight is not None: return QuickConv(conv, weight, room)
-    return WideConv(conv) if conv.out_channels <= 4 else DirectConv(conv)
+def _kernels(net): # one for each convolution, in their order
+    "The ways to compute the convolutions of `net` over strips."
+    room, quick = Room(), getattr(net, 'quick', {}) if _is_cpu_float(net) else {}
+    *inner, (_, last) = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d)]
+    ways = [QuickConv(m, quick[name], room) if name in quick else DirectConv(m) for name, m in inner]
+    return ways + [WideConv(last)]
 
 # %% ../nbs/04b_fast.ipynb #exp-photo
 class Photo:
@@ -304,10 +306,8 @@ _LEAST = dict(all=4, half=16, quarter=16)   # rows of a strip; higher where neig
 class _Walk:
     "One picture on its way through the network."
     def __init__(self, net, plan, tick): # `tick` is told the share of a pass that is done
-        room, quick = Room(), getattr(net, 'quick', {}) if _is_cpu_float(net) else {}
-        convs = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d)]
-        self.kernels = iter([_kernel(conv, quick.get(name), room) for name, conv in convs])
-        self.like, self.n_blocks = convs[0][1].weight, net.n_blocks
+        self.kernels = iter(_kernels(net))
+        self.like, self.n_blocks = next(net.parameters()).detach(), net.n_blocks
         self.plan, self.tick, self.least = plan, tick, _LEAST[plan]
 
     def layer(self, source, mirror, kept): # an `Active`

@@ -79,7 +79,7 @@ def test_flat_pictures_with_the_bundled_network():
 
 
 def test_moments_of_a_channel_far_from_zero():
-    "Strips far from 0 with a small deviation: right because the layer subtracts a center, as `_measure` does."
+    "Far from 0 with a small deviation: right because the layer subtracts a center."
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(4, 5, 3)
     x = 300 + .1*torch.randn(60, 30, 4)
@@ -120,7 +120,8 @@ def test_a_quick_network_is_still_a_generator(net, tmp_path):
     assert torch.equal(copy.deepcopy(quick).palette, net.palette)
     x = picture(20, 28)
     torch.testing.assert_close(quick.paint(x), net.paint(x), atol=1e-4, rtol=0)
-    for ours, theirs in zip(quick.encode(x), net.encode(x)): torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    for ours, theirs in zip(quick.encode(x), net.encode(x)):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
     image, taps = quick(x, taps=(0, 4))
     assert len(taps) == 2 and image.shape == x.shape
     with pytest.raises(ValueError, match='at least'): quick(x[..., :4])
@@ -143,7 +144,8 @@ def test_translate_takes_strips_when_memory_is_short(net, monkeypatch):
     monkeypatch.setattr(fast, '_STRIP_ROWS', 0)
     sizes = [fast.strip_memory(64, 52, 6, p) for p in PLANS]
     for size in sizes:
-        torch.testing.assert_close(translate(net, x, max_memory=size, progress=seen.append), whole, atol=1e-4, rtol=0)
+        ours = translate(net, x, max_memory=size, progress=seen.append)
+        torch.testing.assert_close(ours, whole, atol=1e-4, rtol=0)
     assert plans == list(PLANS)
     assert seen[-1] == pytest.approx(1) and min(seen) > 0
     with pytest.raises(UserError, match='make it smaller'): translate(net, x, max_memory=sizes[-1] - 1)
@@ -176,8 +178,8 @@ def test_large_pictures_are_promised_to_fit():
     for plan, maps in held.items(): assert fast.strip_memory(1000, 1000, 64, plan) > maps*256e6
 
 
-@pytest.mark.parametrize('text, size', [('4GB', 4*10**9), ('4g', 4*10**9), ('1.5GiB', 3*2**29), ('512 MB', 512*10**6),
-                                        ('700', 700), (700, 700), ('2TB', 2*10**12), ('3kb', 3000)])
+@pytest.mark.parametrize('text, size', [('4GB', 4*10**9), ('4g', 4*10**9), ('1.5GiB', 3*2**29),
+                                        ('512 MB', 512*10**6), ('700', 700), (700, 700), ('2TB', 2*10**12), ('3kb', 3000)])
 def test_sizes_in_words(text, size): assert parse_size(text) == size
 
 
