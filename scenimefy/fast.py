@@ -11,6 +11,7 @@ __all__ = ['PLANS', 'center_of', 'Moments', 'DirectConv', 'WideConv', 'quick_wei
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -21,8 +22,8 @@ from .translator import (Downsample, InstanceNorm, ReflectPad, ResnetBlock, Resn
 
 # %% ../nbs/04b_fast.ipynb #exp-center
 def center_of(strip): # (h,w,C)
-    "A number (C,) near the mean of each channel; exactly its value where the channel is flat."
-    low, high = strip.amin((0, 1)), strip.amax((0, 1))
+    "A number (C,) near the mean of each channel; exactly its value if the first row is flat."
+    low, high = strip[0].amin(0), strip[0].amax(0)
     return torch.where(low == high, low, strip.mean((0, 1)))
 
 # %% ../nbs/04b_fast.ipynb #exp-moments
@@ -93,9 +94,13 @@ class Room:
     def __init__(self): self.pieces = {}
 
     def floats(self, like, name, *shape):
-        "Numbers of the kind of `like` in this shape; finite, but of any value."
-        n, piece = torch.Size(shape).numel(), self.pieces.get(name)
-        if piece is None or len(piece) < n: piece = self.pieces[name] = like.new_zeros(n)
+        "Numbers of the kind of `like` in this shape: zeros at first."
+        n, piece = torch.Size(shape).numel(), self.pieces.pop(name, None)
+        if piece is None or len(piece) < n:
+            del piece                          # first free the old one
+            in_numpy = like.device.type == 'cpu' and like.dtype == torch.float32
+            piece = torch.from_numpy(np.zeros(n, np.float32)) if in_numpy else like.new_zeros(n)
+        self.pieces[name] = piece
         return piece[:n].view(shape)
 
 # %% ../nbs/04b_fast.ipynb #exp-quickconv
@@ -173,18 +178,8 @@ class Active:
         torch.addcmul(self.shift, self.raw.rows(a, b), self.scale, out=out)
         out.relu_()
 
-# %% ../nbs/04b_fast.ipynb #exp-scratch
-class _Scratch:
-    "A strip of memory that a layer uses again."
-    _strip = None
-    def scratch(self, like, *shape): # (h,w,C); zeros at first, later left from the last use
-        "The first h rows of a strip that is high enough."
-        s = self._strip
-        if s is None or len(s) < shape[0] or s.shape[1:] != shape[1:]: s = self._strip = like.new_zeros(shape)
-        return s[:shape[0]]
-
 # %% ../nbs/04b_fast.ipynb #exp-conv
-class Conv(_Scratch):
+class Conv:
     "A convolution whose rows can be asked for."
     center = None                       # (C,), subtracted from all rows
     def __init__(self, source,          # has `into`
@@ -192,6 +187,7 @@ class Conv(_Scratch):
                  mirror:bool):          # continue the picture by mirroring; False: by zeros
         self.source, self.kernel, self.mirror = source, kernel, mirror
         self.h, self.w, self.c = source.h, source.w, kernel.channels
+        self.room = Room()
 
     def _beyond(self, strip, first, p): # the rows of `strip` that lie outside of the picture
         for r in [*range(first, 0), *range(self.h, first + len(strip))]:
@@ -207,7 +203,7 @@ class Conv(_Scratch):
         "The raw rows a to b-1, (b-a,w,c); written to `out` if that is given."
         p, (high, wide) = self.kernel.side//2, self.kernel.block
         height, width = -(-(b - a)//high)*high + 2*p, -(-self.w//wide)*wide + 2*p
-        strip = self.scratch(self.kernel.weight, height, width, self.source.c)
+        strip = self.room.floats(self.kernel.weight, 'strip', height, width, self.source.c)
         top, bottom = max(a - p, 0), min(b + p, self.h)
         self.source.into(top, bottom, strip[top-a+p:bottom-a+p, p:p+self.w])
         self._beyond(strip[:b-a+2*p], a - p, p)
@@ -215,41 +211,44 @@ class Conv(_Scratch):
         return raw if self.center is None else raw.sub_(self.center)
 
 # %% ../nbs/04b_fast.ipynb #exp-down
-class Down(_Scratch):
+class Down:
     "`translator.Downsample`, row by row."
     def __init__(self, source):
         self.source = source
         self.h, self.w, self.c = -(-source.h//2), -(-source.w//2), source.c
+        self.room = Room()
 
     def into(self, a, b, out):
         h, w, first = self.source.h, self.source.w, 2*a - 1
-        strip = self.scratch(out, 2*(b - a) + 1, 2*self.w + 1, self.c)
+        strip = self.room.floats(out, 'strip', 2*(b - a) + 1, 2*self.w + 1, self.c)
         top, bottom = max(first, 0), min(2*b, h)
         self.source.into(top, bottom, strip[top-first:bottom-first, 1:1+w])
         if first < 0: strip[0] = strip[2]
         if 2*b > h: strip[-1] = strip[-3]
         strip[:, 0] = strip[:, 2]
         if 2*self.w > w: strip[:, -1] = strip[:, -3]
-        rows = torch.add(strip[0:-2:2], strip[2::2]).add_(strip[1:-1:2], alpha=2)
+        rows = self.room.floats(out, 'rows', b - a, 2*self.w + 1, self.c)
+        torch.add(strip[0:-2:2], strip[2::2], out=rows).add_(strip[1:-1:2], alpha=2)
         torch.add(rows[:, 0:-2:2], rows[:, 2::2], out=out)
         out.add_(rows[:, 1:-1:2], alpha=2).mul_(1/16)
 
 # %% ../nbs/04b_fast.ipynb #exp-up
-class Up(_Scratch):
+class Up:
     "`translator.Upsample`, row by row."
     def __init__(self, source):
         self.source = source
         self.h, self.w, self.c = 2*source.h, 2*source.w, source.c
+        self.room = Room()
 
     def into(self, a, b, out):
         h, w, first, last = self.source.h, self.source.w, a//2 - 1, -(-b//2) + 1
-        strip = self.scratch(out, last - first, w + 2, self.c)
+        strip = self.room.floats(out, 'strip', last - first, w + 2, self.c)
         top, bottom = max(first, 0), min(last, h)
         self.source.into(top, bottom, strip[top-first:bottom-first, 1:1+w])
         if first < 0: strip[0] = strip[1]
         if last > h: strip[-1] = strip[-2]
         strip[:, 0], strip[:, -1] = strip[:, 1], strip[:, -2]
-        rows = out.new_empty(2*len(strip) - 4, w + 2, self.c)
+        rows = self.room.floats(out, 'rows', 2*len(strip) - 4, w + 2, self.c)
         torch.lerp(strip[1:-1], strip[:-2], .25, out=rows[0::2])
         torch.lerp(strip[1:-1], strip[2:], .25, out=rows[1::2])
         rows = rows[a%2:a%2+b-a]
@@ -292,7 +291,7 @@ def _measure(conv, least, tick, keep=None): # `keep`: (H,W,C), where the raw num
     return [t.to(conv.kernel.weight) for t in moments.scale_and_shift()]
 
 # %% ../nbs/04b_fast.ipynb #exp-plans
-PLANS = dict(all=3., half=.75, quarter=.5)  # maps of `ngf` floats per pixel that live at once
+PLANS = dict(all=3.5, half=1., quarter=.5)  # maps of `ngf` floats per pixel that live at once
 
 def strip_memory(h:int, w:int, ngf:int=64, plan:str='quarter') -> int: # bytes
     "About what `strip_pass` takes for an (h,w) picture, its photo and scene included."
@@ -308,18 +307,18 @@ class _Walk:
     def __init__(self, net, plan, tick): # `tick` is told the share of a pass that is done
         self.kernels = iter(_kernels(net))
         self.like, self.n_blocks = next(net.parameters()).detach(), net.n_blocks
-        self.plan, self.tick, self.least = plan, tick, _LEAST[plan]
+        self.plan, self.tick, self.least, self.room = plan, tick, _LEAST[plan], Room()
 
     def layer(self, source, mirror, kept): # an `Active`
-        "The next convolution with its normalization."
+        "The next convolution with its normalization; `kept` names the place of its raw numbers, or is ''."
         conv = Conv(source, next(self.kernels), mirror)
-        keep = self.like.new_empty(conv.h, conv.w, conv.c) if kept else None
+        keep = self.room.floats(self.like, kept, conv.h, conv.w, conv.c) if kept else None
         norm = _measure(conv, self.least, self.tick, keep)
         return Active(Kept(keep) if kept else conv, (conv.h, conv.w, conv.c), *norm)
 
-    def whole(self, source): # (H,W,C)
+    def whole(self, source, name): # (H,W,C)
         "All rows of a layer."
-        out = self.like.new_empty(source.h, source.w, source.c)
+        out = self.room.floats(self.like, name, source.h, source.w, source.c)
         for a, b in _strips(source.h, source.w, 2*source.c, self.least): source.into(a, b, out[a:b])
         return out
 
@@ -327,14 +326,14 @@ class _Walk:
 def _encode(walk, photo): # (H/4,W/4,4·ngf)
     "From the photo to the middle of the network."
     every = walk.plan == 'all'
-    x = walk.layer(photo, True, every)
-    x = Down(walk.layer(x, False, every))
-    if walk.plan == 'half': x = Photo(walk.whole(x))
-    return walk.whole(Down(walk.layer(x, False, every)))
+    x = walk.layer(photo, True, 'A' if every else '')
+    x = Down(walk.layer(x, False, 'B' if every else ''))
+    if walk.plan == 'half': x = Photo(walk.whole(x, 'B'))
+    return walk.whole(Down(walk.layer(x, False, 'A' if every else '')), 'x')
 
 def _blocks(walk, x): # a `Sum`
     "The residual blocks, over `x` and one more map, which is one row higher."
-    source, y = Photo(x), x.new_empty(len(x) + 1, *x.shape[1:])
+    source, y = Photo(x), walk.room.floats(x, 'y', len(x) + 1, *x.shape[1:])
     for _ in range(walk.n_blocks):
         low, high = y[1:], y[:-1]                        # the second is written over the first
         conv = Conv(source, next(walk.kernels), True)
@@ -345,8 +344,8 @@ def _blocks(walk, x): # a `Sum`
 
 def _decode(walk, source, out): # `out`: (3,H,W)
     "From the middle to the scene."
-    source = walk.layer(Up(source), False, walk.plan != 'quarter')
-    source = walk.layer(Up(source), False, walk.plan == 'all')
+    source = walk.layer(Up(source), False, '' if walk.plan == 'quarter' else 'B')
+    source = walk.layer(Up(source), False, 'A' if walk.plan == 'all' else '')
     last = Conv(source, next(walk.kernels), True)
     for a, b in _strips(last.h, last.w, source.c, walk.least):
         torch.tanh(last.rows(a, b).permute(2, 0, 1), out=out[:, a:b])
