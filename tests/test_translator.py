@@ -271,7 +271,7 @@ def test_instance_norm_and_its_gradient_in_every_layout(kind, shape, stored, arr
 
 
 def test_the_library_never_calls_the_norm_with_the_wrong_gradient():
-    "`F.instance_norm` and `nn.InstanceNorm2d` stay out of what trains; an ONNX file is made of a frozen copy."
+    "`F.instance_norm` and `nn.InstanceNorm2d` stay out of what trains; an ONNX file is a frozen copy."
     for path in Path(scenimefy.translator.__file__).parent.glob('*.py'):
         if path.stem == 'export': continue
         assert not re.search(r'\b(F|functional)\.instance_norm\b|InstanceNorm2d', path.read_text()), path.name
