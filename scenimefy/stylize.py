@@ -99,7 +99,7 @@ def _from_file(weights, device, precision):
     "The generator of `weights`, kept from the last call unless the file has changed since."
     device = pick_device(device)
     if precision == 'bf16' and (note := bf16_note(device)): warnings.warn(note)
-    path = find_weights(weights).resolve()
+    path = find_weights(weights).absolute()     # a file of the Hub's cache is a link
     stat = path.stat()
     return _cached(path, stat.st_mtime_ns, stat.st_size, str(device), precision)
 
