@@ -312,7 +312,8 @@ def test_targets_are_checked_before_the_work(tmp_path):
 
 def test_a_wrong_function_is_named(tmp_path):
     source = film(tmp_path/'a.mp4', n=3)
-    with pytest.raises(ValueError, match='keep the shape'): run(source, tmp_path/'b.mp4', lambda x: x[..., 1:])
+    with pytest.raises(ValueError, match='keep the shape'):
+        run(source, tmp_path/'b.mp4', lambda x: x[..., 1:])
     with pytest.raises(ValueError, match='NaN'): run(source, tmp_path/'b.mp4', lambda x: x*float('nan'))
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.mp4']
 
