@@ -161,7 +161,7 @@ class SteadyGenerator(ResnetGenerator):
 
 # %% ../nbs/04c_steady.ipynb #exp-steady
 def steady(net:ResnetGenerator,
-           keep:float=1.,   # in [0,1]: share of the past; 1: the first frame of each scene decides, 0: every frame
+           keep:float=1.,   # share of the past, in [0,1]; 1: the first frame of a scene decides, 0: each
            jump:float=.5    # share of the picture that gets another color at a cut
           ) -> SteadyGenerator: # a copy, for the frames of one film in order
     "A network whose normalization does not change from frame to frame of a scene."

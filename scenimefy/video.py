@@ -116,7 +116,7 @@ def _pixels(frame,     # `av.VideoFrame`
             colors:_Colors, to:VideoReformatter,
             size       # (width, height); a film may change its size on the way
            ) -> np.ndarray: # uint8 (H,W,3)
-    "The picture of a frame. FFmpeg spreads the chroma; the colors are ours, because its way depends on versions."
+    "The picture of a frame. FFmpeg spreads the color differences; the matrix is ours."
     name, (w, h) = frame.format.name, size
     if frame.format.is_rgb or name.startswith(_NO_YUV):
         return to.reformat(frame, width=w, height=h, format='rgb24').to_ndarray()
@@ -245,8 +245,8 @@ def _decoded(film, container, stream):
     if damaged: film.note(f'{damaged} places are damaged, and their frames are left out')
 
 # %% ../nbs/02d_video.ipynb #exp-film-class
-class _Film(_Source):
-    "A file that PyAV reads."
+class _FilmHead(_Source):
+    "What a file that PyAV reads says about itself."
     def look(self):
         "Read what the header says, and decode one frame: only frames know their colors and rotation."
         with _open_film(self.path) as container:
@@ -274,6 +274,9 @@ class _Film(_Source):
         if self.colors.transfer in _HDR: self.note('an HDR film: it is worked on in 8 bits a channel')
         if frame.interlaced_frame: self.note('an interlaced film: its frames are taken as they are')
 
+# %% ../nbs/02d_video.ipynb #exp-film-frames
+class _Film(_FilmHead):
+    "A file that PyAV reads, frame by frame."
     def frames(self):
         "(frame, time, duration), both in `time_base`; times grow, whatever the file says."
         step, last = max(1, round(1/(self.rate*self.time_base))), None
@@ -317,7 +320,7 @@ class _Animation(_Source):
                     im.seek(i)
                     im.load()
                 except (OSError, EOFError, ValueError, SyntaxError):
-                    self.note(f'the file ends early: {i} of {self.frame_count} frames came, and these are kept')
+                    self.note(f'the file ends early: {i} of {self.frame_count} frames came; they are kept')
                     return
                 duration = round(im.info.get('duration', 0))
                 yield im.copy(), time, duration
@@ -343,8 +346,8 @@ def _source(path, max_pixels=None):
         raise VideoError(path, 'there is no such file: check the name and the folder') from None
     except PermissionError: raise VideoError(path, 'we may not read it: change its permissions') from None
     except Exception as error:
-        raise VideoError(path, 'it is no film that we can read, or it is damaged: copy it again, or convert it '
-                               'to .mp4') from error
+        raise VideoError(path, 'it is no film that we can read, or it is damaged: copy it again, or '
+                               'convert it to .mp4') from error
 
 # %% ../nbs/02d_video.ipynb #exp-probe
 class Film(NamedTuple):
@@ -564,7 +567,8 @@ def _workplace(out):
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder/'lock')
     try: lock.acquire(timeout=0)
-    except Timeout: raise VideoError(out, 'another run is writing it: wait for that one, or give another name')
+    except Timeout:
+        raise VideoError(out, 'another run is writing it: wait for that one, or give another name') from None
     try: yield folder
     finally:
         lock.release()
@@ -607,7 +611,8 @@ def _apply(fn, pictures) -> list: # of uint8 (H,W,3)
     "`fn` on a batch of pictures."
     x = to_model(pictures)
     y = fn(x)
-    if y.shape != x.shape: raise ValueError(f'fn made {tuple(y.shape)} of {tuple(x.shape)}; it must keep the shape')
+    if y.shape != x.shape:
+        raise ValueError(f'fn made {tuple(y.shape)} of {tuple(x.shape)}; it must keep the shape')
     return [to_array(image) for image in y]
 
 def _made(frames, source, fn, batch, bar):
@@ -668,11 +673,11 @@ def map_video(path,                # a film, or an animated GIF or WebP
               resume:bool=False,   # continue a run that was interrupted; else start anew
               progress:bool=True,  # a bar with the time that is left
               key:str='',          # names what `fn` does; a run continues only one of the same key
-              state=None,          # what `fn` remembers: has reset(), remember() -> {name: tensor}, recall(it)
+              state=None,          # what `fn` remembers: reset(), remember() -> {name: tensor}, recall(that)
               segment:int=50,      # frames that are finished at once: what an interruption costs
               max_pixels:int=None  # per frame; larger films are refused. Default: `data.MAX_PIXELS`
              ) -> Mapped:
-    "Every frame through `fn`; sound, times, colors and what is upright stay. Memory does not grow with length."
+    "Every frame through `fn`; sound, times and colors stay. Memory does not grow with the length."
     start, path, out = time.perf_counter(), Path(path), Path(out)
     source, codec = _source(path, max_pixels), _codec_for(out)
     _check_target(source, out, codec)

@@ -136,7 +136,7 @@ def test_flow_finds_a_moving_square_and_what_it_uncovers():
     before[:, 12:28, 10:26], now[:, 12:28, 14:30] = box, box
     way, seen = block_flow(before, now, block=5)
     assert (way[1, 15:25, 17:27] == 4).all() and (way[0, 15:25, 17:27] == 0).all()
-    assert (way[:, :8] == 0).all() and not seen[18:22, 11:13].any()        # uncovered: seen for the first time
+    assert (way[:, :8] == 0).all() and not seen[18:22, 11:13].any()    # just uncovered
     assert max(flicker([before, now], [before, now], lambda *pair: block_flow(*pair, block=5))) < 4
 
 
