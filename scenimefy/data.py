@@ -146,7 +146,7 @@ def _what_is(path) -> str:
     if head.startswith(_JXL) and 'JXL' not in _decoders():
         return 'it is a JPEG XL picture: `pip install pillow-jxl-plugin` reads it, or convert it to JPEG'
     if head[4:8] == b'ftyp' and not _begins_like_picture(head):
-        return 'it is a video: extract frames from it first'
+        return 'it is a video; `scenimefy stylize FILM -o OUT.mp4` reads it frame by frame'
     if head.startswith(_TIFF) and (numbers := _tiff_kind(path)):
         return f'it is a TIFF of a kind that we cannot read ({numbers}): export it with 8 or 16 bits'
     if _begins_like_picture(head) or head.startswith((b'BM', b'RIFF')):

@@ -172,8 +172,7 @@ class _Painter:
         "Photos to scenes, as they are shown."
         scene = translate(self.net, x, self.max_memory)
         x = x.to(scene)
-        show = getattr(self.net, 'as_shown', as_shown)          # a steady network has its own, see Films
-        scene = show(scene, x, self.palette)
+        scene = as_shown(scene, x, self.palette)
         if self.brush: scene = brush_over(scene, x)
         return adjust(x, scene, self.settings, mask)
 
