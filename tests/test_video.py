@@ -102,7 +102,7 @@ def test_webm_keeps_opus_and_the_pictures(tmp_path):
     assert payloads(done.out)[0] == payloads(source)[0]
     gap = [np.abs(a.astype(int) - b).mean() for a, b in zip(decoded(source), decoded(done.out), strict=True)]
     assert max(gap) < 4
-    with av.open(str(done.out)) as c: assert c.streams.video[0].codec_context.name.startswith(('vp9', 'libvpx'))
+    with av.open(str(done.out)) as c: assert 'vp9' in c.streams.video[0].codec_context.name
 
 
 def test_pictures_go_through_fn(tmp_path):
@@ -241,7 +241,8 @@ def test_what_is_left_out_is_said(tmp_path):
             if p.stream_index == 0: o.mux(p)
         if words:
             text = av.Packet(b'hello')
-            text.stream, text.pts, text.dts, text.duration, text.time_base = words, 0, 0, 40, Fraction(1, 1000)
+            text.stream, text.time_base = words, Fraction(1, 1000)
+            text.pts, text.dts, text.duration = 0, 0, 40
             o.mux(text)
     done = run(tmp_path/'b.mkv', tmp_path/'c.mkv', same)
     assert done.notes == ['not copied: 1 × video' + (', 1 × subtitle' if words else '')]
@@ -301,8 +302,8 @@ def test_what_is_no_film_gets_one_line(tmp_path):
 def test_targets_are_checked_before_the_work(tmp_path):
     def never(x): raise AssertionError('worked')
     source = film(tmp_path/'a.mp4', n=3, audio='aac')
-    for name, words in {'b.avi': r'use one of .mp4', 'b.webm': 'cannot hold the sound', 'a.mp4': 'film itself',
-                        'b': 'use one of'}.items():
+    for name, words in {'b.avi': r'use one of .mp4', 'b.webm': 'cannot hold the sound', 'b': 'use one of',
+                        'a.mp4': 'film itself'}.items():
         with pytest.raises(VideoError, match=words): run(source, tmp_path/name, never)
     with pytest.raises(VideoError, match='64×48 pixels, more than 1,000'):
         run(source, tmp_path/'b.mp4', never, max_pixels=1000)
@@ -311,13 +312,15 @@ def test_targets_are_checked_before_the_work(tmp_path):
 
 def test_a_wrong_function_is_named(tmp_path):
     source = film(tmp_path/'a.mp4', n=3)
-    with pytest.raises(ValueError, match='must keep the shape'): run(source, tmp_path/'b.mp4', lambda x: x[..., 1:])
+    with pytest.raises(ValueError, match='keep the shape'):
+        run(source, tmp_path/'b.mp4', lambda x: x[..., 1:])
     with pytest.raises(ValueError, match='NaN'): run(source, tmp_path/'b.mp4', lambda x: x*float('nan'))
     assert sorted(p.name for p in tmp_path.iterdir()) == ['a.mp4']
 
 
 def test_what_is_a_video(tmp_path):
-    films = [film(tmp_path/'a.mp4', n=2), film(tmp_path/'b.mkv', n=2), film(tmp_path/'c.avi', n=2, codec='mpeg4', base=Fraction(1, 25)),
+    films = [film(tmp_path/'a.mp4', n=2), film(tmp_path/'b.mkv', n=2),
+             film(tmp_path/'c.avi', n=2, codec='mpeg4', base=Fraction(1, 25)),
              (tmp_path/'a.mp4').rename(tmp_path/'a.jpg'), tmp_path/'missing.mov']
     frames = [Image.fromarray(picture(i)) for i in range(3)]
     for suffix in ('gif', 'webp'):
@@ -326,7 +329,7 @@ def test_what_is_a_video(tmp_path):
     frames[0].save(tmp_path/'d.png')
     (tmp_path/'d.png').rename(tmp_path/'png.mp4')
     no = ['still.gif', 'still.webp', 'png.mp4', 'missing.jpg', 'missing.gif']
-    assert all(is_video(p) for p in films[1:]) and is_video(tmp_path/'moves.gif') and is_video(tmp_path/'moves.webp')
+    assert all(is_video(p) for p in [*films[1:], tmp_path/'moves.gif', tmp_path/'moves.webp'])
     assert not any(is_video(tmp_path/name) for name in no) and not is_video(tmp_path)
 
 
@@ -351,7 +354,8 @@ def animation(path, loop=0, alpha=False):
     more = {} if loop is None else dict(loop=loop)
     lossless = dict(lossless=True) if path.suffix == '.webp' else {}
     if path.suffix == '.gif' and alpha: more['disposal'] = 2
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[40, 70, 200, 110, 90], **more, **lossless)
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[40, 70, 200, 110, 90],
+                   **more, **lossless)
     return path
 
 
@@ -473,7 +477,8 @@ def test_what_the_function_remembers_goes_on(tmp_path):
     source, memory = film(tmp_path/'a.mp4'), Sums()
     whole = run(source, tmp_path/'whole.mp4', memory, state=memory, segment=6)
     again = run(source, tmp_path/'again.mp4', memory, state=memory, segment=6)          # it was reset
-    with pytest.raises(Stop): run(source, tmp_path/'b.mp4', stopping_after(15, memory), state=memory, segment=6)
+    with pytest.raises(Stop):
+        run(source, tmp_path/'b.mp4', stopping_after(15, memory), state=memory, segment=6)
     other = Sums()
     done = run(source, tmp_path/'b.mp4', other, state=other, segment=6, resume=True)
     assert done.out.read_bytes() == again.out.read_bytes() == whole.out.read_bytes()
