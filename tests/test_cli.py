@@ -474,6 +474,41 @@ def test_stylize_hands_everything_on(monkeypatch):
     assert asked == [(photos, Path('o'), usual), (photos, Path('o'), how | dict(progress=False)),
                      (photos, Path('o.png'), how)]
 
+def test_stylize_flags_are_the_settings(monkeypatch, tmp_path):
+    "Each setting of a picture or a folder has its flag; what is not given is left to the library."
+    from scenimefy.stylize import Report, StylizeSettings
+    asked = []
+    def stylize(paths, out, **how):
+        asked.append(how)
+        return Report()
+    monkeypatch.setattr('scenimefy.stylize.stylize_folder', stylize)
+    words = ('--strength .5 --keep-color --preserve .2 --mask m.png --feather 3 --smooth --format webp '
+             '--quality 80 --skip-existing --keep-metadata --keep-location --batch 4 --max-memory 4GB').split()
+    result = run('stylize', 'a.png', '-o', 'o', *words, '--report', tmp_path/'r.json')
+    assert result.exit_code == 0 and json.loads((tmp_path/'r.json').read_text())['done'] == []
+    want = dict(strength=.5, keep_color=True, preserve=.2, feather=3, smooth=True, format='webp', quality=80,
+                skip_existing=True, keep_metadata=True, keep_location=True, batch=4)
+    assert set(want) == {f.name for f in fields(StylizeSettings)} - {'base'}
+    assert {name: asked[0][name] for name in want} == want
+    assert asked[0]['mask'] == Path('m.png') and asked[0]['max_memory'] == '4GB'
+
+def test_stylize_with_choices(net, tmp_path):
+    for i in range(2): Image.new('RGB', (12, 9), 'green').save(tmp_path/f'{i}.png')
+    words = ['stylize', tmp_path, '-o', tmp_path/'out', '--weights', net]
+    assert run(*words, '--strength', 0, '--sheet', tmp_path/'s.html', '--format', 'webp').exit_code == 0
+    assert (tmp_path/'s.html').read_text().count('<img') == 4
+    assert '2 already there' in run(*words, '--skip-existing', '--format', 'webp').output
+    for wrong in (['--strength', 2], ['--format', 'tiff'], ['--sheet', 's.txt'], ['--max-memory', 'lots']):
+        assert run(*words, *wrong).exit_code == 2, wrong
+
+def test_stylize_a_film(net, tmp_path):
+    frames = [Image.new('RGB', (12, 10), color) for color in ('red', 'green', 'blue')]
+    frames[0].save(tmp_path/'a.gif', save_all=True, append_images=frames[1:])
+    words = ['stylize', tmp_path/'a.gif', '--weights', net, '-o']
+    assert run(*words, tmp_path/'b.webp', '--strength', .5).exit_code == 0
+    with Image.open(tmp_path/'b.webp') as im: assert im.n_frames == 3 and im.size == (12, 10)
+    assert 'we cannot write' in one_line(run(*words, tmp_path/'b.avi'))
+
 def test_stylize_reports_every_file(net, tmp_path):
     Image.new('RGB', (13, 9), 'green').save(tmp_path/'good.png')
     (tmp_path/'text.jpg').write_text('hello')

@@ -60,7 +60,8 @@ def test_colors_that_fit_stay():
     photo = random(6)*.3
     assert (photo_colors(photo, photo) - photo).abs().max() < 1e-6
     gray = torch.full((1, 3, 4, 4), .2)
-    assert (photo_colors(gray, random(7, 4, 4)).amax(1) - photo_colors(gray, random(7, 4, 4)).amin(1)).max() < 1e-6
+    made = photo_colors(gray, random(7, 4, 4))
+    assert (made.amax(1) - made.amin(1)).max() < 1e-6
 
 
 # ---- detail
@@ -76,7 +77,8 @@ def letters(pen): pen.text((12, 30), 'open from 7 to 6', fill=(20, 20, 40), font
 
 def test_letters_are_found_and_calm_or_rough_places_are_not():
     found = lettering(picture(letters))[0, 0]
-    assert found[34:50, 14:140].mean() > .5 and found[:16].max() == 0 and found.min() >= 0 and found.max() <= 1
+    assert found[34:50, 14:140].mean() > .5 and found[:16].max() == 0
+    assert found.min() >= 0 and found.max() <= 1
     assert lettering(torch.zeros(1, 3, 50, 50)).max() == 0
     rough = torch.rand(1, 1, 96, 96, generator=torch.Generator().manual_seed(1)).expand(1, 3, -1, -1)*.3 - .1
     assert lettering(rough).max() == 0                                  # a meadow: fine and weak
@@ -94,8 +96,9 @@ def test_detail_comes_back_where_there_are_letters_and_only_there():
     steps = [contrast(bring_detail(photo, scene, a)) for a in (0., .25, .5, .75, 1.)]
     assert steps == sorted(steps) and steps[-1] > .8*contrast(photo) > 2*steps[0]
     assert torch.equal(bring_detail(photo, scene, 0.), scene)
-    tone = bring_detail(photo, scene, 1.).mean() - scene.mean()
-    assert abs(tone) < .03                                              # strokes, not color
+    other = photo*.5 + .3                                               # a broad change of color only
+    darker = other - .2
+    assert (bring_detail(other, darker, 1.) - darker).abs().max() < 1e-5
 
 
 # ---- region
@@ -104,7 +107,8 @@ def test_masks_of_any_size_and_kind(tmp_path):
     half = Image.new('L', (10, 6), 0)
     half.paste(255, (0, 0, 5, 6))
     half.save(tmp_path/'m.png')
-    for mask in (half, half.convert('RGB'), half.convert('1'), np.array(half), tmp_path/'m.png', str(tmp_path/'m.png')):
+    file = tmp_path/'m.png'
+    for mask in (half, half.convert('RGB'), half.convert('1'), np.array(half), file, str(file)):
         weights = read_mask(mask, 60, 100, feather=0)
         assert weights.shape == (1, 1, 60, 100)
         assert weights[..., :40].min() == 1 and weights[..., 60:].max() == 0
