@@ -123,7 +123,8 @@ def save_checkpoint(run, step:int, cfg, tensors:dict, data:dict) -> Path:
                 data=json.dumps(data))
     meta['sha256'] = _digest(tensors, meta)
     with atomic_path(path) as tmp: save_file(tensors, tmp, metadata=meta)
-    for old in [*checkpoints(run)[:-cfg.keep], *path.parent.glob('.step-*')]: old.unlink(missing_ok=True)
+    halves = [*path.parent.glob('.step-*'), *path.parent.glob('.tmp*')]    # ours, and those of safetensors
+    for old in [*checkpoints(run)[:-cfg.keep], *halves]: old.unlink(missing_ok=True)
     return path
 
 def checkpoints(run) -> list:
