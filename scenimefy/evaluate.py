@@ -452,7 +452,8 @@ def _protocol(folders, target, resize) -> dict:
 def _make_folder(out):
     "A folder to write to, made before the work begins."
     try: Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise UserError(f'cannot write to {out}: {e.strerror}; choose another folder') from None
+    except OSError as e:
+        raise UserError(f'cannot write to {out}: {e.strerror}; choose another folder') from None
 
 # %% ../nbs/11c_evaluate.ipynb #exp-report
 def _measure_all(folders, target, net, judges, progress) -> dict: # {name: numbers}

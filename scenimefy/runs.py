@@ -86,6 +86,7 @@ def _restore_adam(tensors, net, optim, name):
             _incomplete(f'{what} has another shape')
         optim.state[p] = {k: _like(v, p, optim.defaults['fused']) for k, v in state.items()}
 
+# %% ../nbs/02b_runs.ipynb #exp-restore-all
 def _restore_dice(tensors):
     "Put back the state of torch's random generators."
     state = tensors.get('rng/cpu')
@@ -122,7 +123,8 @@ def save_checkpoint(run, step:int, cfg, tensors:dict, data:dict) -> Path:
                 data=json.dumps(data))
     meta['sha256'] = _digest(tensors, meta)
     with atomic_path(path) as tmp: save_file(tensors, tmp, metadata=meta)
-    for old in [*checkpoints(run)[:-cfg.keep], *path.parent.glob('.step-*')]: old.unlink(missing_ok=True)
+    halves = [*path.parent.glob('.step-*'), *path.parent.glob('.tmp*')]    # ours, and those of safetensors
+    for old in [*checkpoints(run)[:-cfg.keep], *halves]: old.unlink(missing_ok=True)
     return path
 
 def checkpoints(run) -> list:
@@ -425,7 +427,7 @@ def _moved(was:dict, now:dict) -> list: # fingerprints, then and now
         found.append(f'{k}: {before[0]} → {after[0]} files')
     return found
 
-# %% ../nbs/02b_runs.ipynb #exp-resume
+# %% ../nbs/02b_runs.ipynb #exp-newest
 def _newest(folder) -> tuple: # path, tensors, metadata
     "The newest checkpoint that can be read."
     for path in reversed(checkpoints(folder)):
@@ -434,6 +436,7 @@ def _newest(folder) -> tuple: # path, tensors, metadata
     raise CheckpointError(f'no checkpoint in {folder/"checkpoints"} can be read; '
                           'delete that folder to begin again')
 
+# %% ../nbs/02b_runs.ipynb #exp-resume
 def _check_same(r:TrainingRun, path, meta:dict):
     "Refuse a checkpoint of other settings, of other folders, or of another number of processes."
     try:

@@ -183,7 +183,8 @@ def test_stage_3_killed_at_any_time(photos, tmp_path):
         assert code == 0 and all(torch.equal(a[name], b[name]) for name in a), trace
         assert test_semisup.same_history(tmp_path/'whole', tmp_path/str(k))
 
-def pairs(folder): make_pairs(test_selection.cfg(), test_selection.Bands(), test_selection.Colors(), folder)
+def pairs(folder, seconds=0.):
+    make_pairs(test_selection.cfg(), test_selection.Bands(seconds), test_selection.Colors(), folder)
 
 @fault('killed: making pairs',
        happens='the same command goes on; folder and scores end as in an undisturbed run',
@@ -320,7 +321,7 @@ def test_two_trainings_in_one_folder(photos, tmp_path):
        left='the folder that one alone would have made')
 def test_two_make_pairs_in_one_folder(tmp_path):
     assert life(pairs, tmp_path/'whole')[0] == 0
-    for code, trace in together(pairs, tmp_path/'both'):
+    for code, trace in together(functools.partial(pairs, seconds=.1), tmp_path/'both'):
         assert code == 0 or 'another process is at work' in trace, trace
     assert contents(tmp_path/'whole') == contents(tmp_path/'both')
 
@@ -641,6 +642,17 @@ def test_pictures_that_take_for_ever(tmp_path):
     assert found['passes'].endswith('it goes over its picture 3006 times, perhaps to keep us busy: '
                                     're-save it with a picture editor')
     assert found['tiff'] == found['gif'] == 'picture 1'
+
+@fault('picture: a damaged length that claims two gigabytes',
+       happens='one line; no more memory than the file has bytes',
+       left='nothing')
+def test_a_length_that_lies(tmp_path):
+    data = bytearray(encoded(noise(20, 20, 0), 'PNG', {}))
+    at = data.index(b'IDAT')
+    data[at - 4:at] = b'\x7f\xff\xff\xff'
+    (tmp_path/'x.png').write_bytes(data)
+    found = read_in_a_cell(picture, tmp_path)['x.png']
+    assert one_line(found) and 'memory' not in found
 
 @fault('picture: JPEG files whose other parts look like passes', happens='read as usual', left='-')
 def test_passes_are_counted_not_guessed(tmp_path):
