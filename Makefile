@@ -1,5 +1,5 @@
 # What a contributor types. Library code is written in nbs/ and exported from there.
-.PHONY: export run test check clean readme drawings setup labs slides site wheel
+.PHONY: export run test check clean readme drawings setup faults labs slides site wheel
 NB ?= nbs/*.ipynb
 
 export:        ## notebooks → scenimefy/*.py
@@ -27,6 +27,9 @@ drawings:      ## nbs/images/*.svg from the networks
 
 setup:         ## the install cell of every notebook, from settings.ini
 	python tests/make_setup.py
+
+faults:        ## nbs/faults.md from the marks at the tests
+	python tests/make_faults.py
 
 labs:          ## students' versions of the labs, and the table of the teacher's page
 	python nbs/labs/teacher/make_labs.py
