@@ -483,7 +483,8 @@ def test_stylize_flags_are_the_settings(monkeypatch, tmp_path):
         return Report()
     monkeypatch.setattr('scenimefy.stylize.stylize_folder', stylize)
     words = ('--strength .5 --keep-color --preserve .2 --mask m.png --feather 3 --smooth --format webp '
-             '--quality 80 --skip-existing --keep-metadata --keep-location --batch 4 --max-memory 4GB').split()
+             '--quality 80 --skip-existing --keep-metadata --keep-location --batch 4 '
+             '--max-memory 4GB').split()
     result = run('stylize', 'a.png', '-o', 'o', *words, '--report', tmp_path/'r.json')
     assert result.exit_code == 0 and json.loads((tmp_path/'r.json').read_text())['done'] == []
     want = dict(strength=.5, keep_color=True, preserve=.2, feather=3, smooth=True, format='webp', quality=80,

@@ -161,7 +161,8 @@ def test_a_batch_is_its_pictures():
         assert (whole[i:i+1] - one).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize('wrong', [dict(strength=1.1), dict(strength=-.1), dict(preserve=2.), dict(feather=-1),
-                                   dict(keep_color=1), dict(strength=float('nan')), dict(power=1)])
+@pytest.mark.parametrize('wrong', [dict(strength=1.1), dict(strength=-.1), dict(preserve=2.),
+                                   dict(feather=-1), dict(keep_color=1),
+                                   dict(strength=float('nan')), dict(power=1)])
 def test_what_cannot_be_is_refused(wrong):
     with pytest.raises(SettingsError, match=next(iter(wrong))): Look(**wrong)

@@ -506,7 +506,8 @@ def test_a_stylizer_does_what_the_functions_do(net, tmp_path):
     x = torch.stack([torch.from_numpy(np.array(p)).permute(2, 0, 1)/127.5 - 1 for p in pictures])
     batch = ((stylizer.batch(x) + 1)*127.5).round().permute(0, 2, 3, 1).numpy()
     arrays, paths = [np.asarray(p) for p in pictures], [tmp_path/f'{i}.png' for i in range(3)]
-    for got in (stylizer(pictures), stylizer(arrays), stylizer(paths), [stylizer(p) for p in pictures], batch):
+    singly = [stylizer(p) for p in pictures]
+    for got in (stylizer(pictures), stylizer(arrays), stylizer(paths), singly, batch):
         assert all(np.abs(np.asarray(g).astype(int) - w).max() <= 1 for g, w in zip(got, want))
     assert stylizer([]) == []
     report = stylizer(tmp_path, tmp_path/'out')
