@@ -2,12 +2,12 @@
 
     PYTHONPATH=. python benchmarks/fast.py [--threads 2] [--large] [-o benchmarks/results/NAME.json]
 
-`stock` is `net(x)`, eager and in one piece; `strips` is `fast.quicken(net)(x)`. onnxruntime and OpenVINO take part
-if they and `onnx` can be imported. All ways of a row take turns in one process; the least of several times counts.
-With `--threads 1` these are seconds of the processor, which other programs disturb less; with more threads the
-benchmark wants a quiet machine. Peak memory is that of a child process that makes one picture. `--large` adds
-pictures of 3840×2160 and 7680×4320 through the paper-size network, in a child each, within 4 GB and 8 GB; that takes
-minutes.
+`stock` is `net(x)`, eager and in one piece; `strips` is `fast.quicken(net)(x)`. onnxruntime and OpenVINO
+take part if they and `onnx` can be imported. All ways of a row take turns in one process; the least of
+several times counts. With `--threads 1` these are seconds of the processor, which other programs disturb
+less; with more threads the benchmark wants a quiet machine. Peak memory is that of a child process that
+makes one picture. `--large` adds pictures of 3840×2160 and 7680×4320 through the paper-size network, in
+a child each, within 4 GB and 8 GB; that takes minutes.
 """
 import argparse
 import copy
