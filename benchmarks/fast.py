@@ -1,12 +1,13 @@
-"""Seconds and peak memory of one picture on a CPU: stock torch against strips, and other engines if they are here.
+"""Seconds and peak memory of a picture on a CPU: stock torch against strips, and other engines.
 
     PYTHONPATH=. python benchmarks/fast.py [--threads 2] [--large] [-o benchmarks/results/NAME.json]
 
-`stock` is `net(x)`, eager and in one piece; `strips` is `fast.quicken(net)(x)`. onnxruntime and OpenVINO take part if
-they and `onnx` can be imported. All ways of a row take turns in one process, and the smallest of several times counts. With `--threads 1` these are seconds of
-the processor, which other programs disturb less; with more threads it wants a quiet machine.
-Peak memory is that of a child process that makes one picture and imports nothing else. `--large` adds pictures of
-3840×2160 and 7680×4320 through the paper-size network in a child each, within 4 GB and 8 GB; that takes minutes.
+`stock` is `net(x)`, eager and in one piece; `strips` is `fast.quicken(net)(x)`. onnxruntime and OpenVINO
+take part if they and `onnx` can be imported. All ways of a row take turns in one process; the least of
+several times counts. With `--threads 1` these are seconds of the processor, which other programs disturb
+less; with more threads the benchmark wants a quiet machine. Peak memory is that of a child process that
+makes one picture. `--large` adds pictures of 3840×2160 and 7680×4320 through the paper-size network, in
+a child each, within 4 GB and 8 GB; that takes minutes.
 """
 import argparse
 import copy
@@ -49,7 +50,7 @@ def exported(net, path):
     net = copy.deepcopy(net)
     for parent in list(net.modules()):
         for name, m in parent.named_children():
-            if isinstance(m, InstanceNorm): setattr(parent, name, nn.InstanceNorm2d(1, track_running_stats=False))
+            if isinstance(m, InstanceNorm): setattr(parent, name, nn.InstanceNorm2d(1))
             if isinstance(m, ReflectPad): setattr(parent, name, nn.ReflectionPad2d(m.n))
             if isinstance(m, Downsample):
                 blur = nn.Conv2d(len(m.filt), len(m.filt), 3, stride=2, groups=len(m.filt), bias=False)
@@ -196,7 +197,7 @@ def main():
     for name, h, w, limit in LARGE if args.large else ():
         row = json.loads(child('--threads', args.threads, '--large-one', name, h, w, limit))
         result['large'].append(dict(row, net=name, h=h, w=w, limit=limit))
-        print(f"{name:<7}{w:>5}×{h:<6}within {limit}: {row['seconds']:.0f} s, {row['mib']:.0f} MiB", flush=True)
+        print(f"{name:<7}{w:>5}×{h:<6}within {limit}: {row['seconds']:.0f} s, {row['mib']:.0f} MiB")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + '\n')

@@ -300,7 +300,7 @@ def strip_memory(h:int, w:int, ngf:int=64, plan:str='quarter') -> int: # bytes
     pictures, strips = 24*h*w, 4*ngf*w*_STRIP_ROWS
     return int(4*ngf*h*w*PLANS[plan]) + pictures + strips
 
-_STRIP_ROWS = 300        # rows of `ngf` floats in all strips that live at once: measured
+_STRIP_ROWS = 560        # rows of `ngf` floats in all strips that live at once: measured
 _LEAST = dict(all=4, half=16, quarter=16)   # rows of a strip; higher where neighbors' rows are computed again
 
 # %% ../nbs/04b_fast.ipynb #exp-walk

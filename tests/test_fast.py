@@ -179,7 +179,8 @@ def test_large_pictures_are_promised_to_fit():
 
 
 @pytest.mark.parametrize('text, size', [('4GB', 4*10**9), ('4g', 4*10**9), ('1.5GiB', 3*2**29),
-                                        ('512 MB', 512*10**6), ('700', 700), (700, 700), ('2TB', 2*10**12), ('3kb', 3000)])
+                                        ('512 MB', 512*10**6), ('700', 700), (700, 700),
+                                        ('2TB', 2*10**12), ('3kb', 3000)])
 def test_sizes_in_words(text, size): assert parse_size(text) == size
 
 
