@@ -272,7 +272,7 @@ class Sum:
         out.copy_(self.x[a:b])
 
 # %% ../nbs/04b_fast.ipynb #exp-measure
-_STRIP_BYTES = 2**20     # of the widest map, per core: small enough for its cache
+_STRIP_BYTES = 2**21     # of the widest map, per core: about what its cache holds
 
 def _strips(h, w, channels, least): # [(a,b)]
     "Cut h rows into strips; multiples of 4, at least `least` high."
