@@ -391,7 +391,7 @@ class QuickGenerator(ResnetGenerator):
     def __init__(self, net:ResnetGenerator):
         super().__init__(net.in_ch, net.out_ch, net.ngf, net.n_blocks)
         self.load_state_dict(net.state_dict())
-        self.palette = net.palette
+        self.palette, self.brush = net.palette, net.brush
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.quick = {name: quick_weight(m) for name, m in self.named_modules()
                       if isinstance(m, nn.Conv2d) and _is_quick(m)}
@@ -404,8 +404,9 @@ class QuickGenerator(ResnetGenerator):
         return strip_pass(self, x)
 
 def quicken(net:ResnetGenerator) -> QuickGenerator:
-    "A copy of `net` for stylizing on a CPU in float32: same numbers to about 1e-4, in less time."
-    return QuickGenerator(net)
+    """A copy of `net` for stylizing on a CPU in float32: same numbers to about 1e-4, in less time.
+    A network with layers of its own, such as a steady one, is returned as it is."""
+    return QuickGenerator(net) if is_untouched(net) else net
 
 # %% ../nbs/04b_fast.ipynb #exp-size
 _UNITS = dict(zip(('', 'K', 'M', 'G', 'T'), (1000**i for i in range(5))))

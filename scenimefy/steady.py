@@ -128,7 +128,8 @@ class SteadyGenerator(ResnetGenerator):
     "A `ResnetGenerator` for the frames of one film, in order."
     def __init__(self, net, keep:float, jump:float):
         super().__init__(net.in_ch, net.out_ch, ngf=1, n_blocks=0)         # its layers are replaced
-        self.ngf, self.n_blocks, self.palette = net.ngf, net.n_blocks, net.palette
+        self.ngf, self.n_blocks = net.ngf, net.n_blocks
+        self.palette, self.brush = net.palette, net.brush
         self.model = copy.deepcopy(net.model)
         self.cuts = Cuts(jump)
         if not _replace_norms(self.model, partial(SteadyNorm, keep, self.cuts)):

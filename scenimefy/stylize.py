@@ -139,6 +139,15 @@ class StylizeSettings(Look):
     batch:         int  = opt(0, 'photos of one size that run at once; 0: 1, on a GPU more', 'ours',
                               'photos', lo=0)
 
+# %% ../nbs/10_stylize.ipynb #exp-about
+def _about(painter, weights) -> dict: # for reports
+    "What a painter was made with."
+    name = type(weights).__name__ if isinstance(weights, nn.Module) else str(weights)
+    settings = {k: v for k, v in painter.settings.to_dict().items() if k != 'base'}
+    precision = str(next(painter.net.parameters()).dtype).removeprefix('torch.')
+    return dict(weights=name, device=str(painter.device), precision=precision, settings=settings,
+                max_pixels=painter.max_pixels, brush=painter.brush)
+
 # %% ../nbs/10_stylize.ipynb #exp-painter
 class _Painter:
     "A network and all choices: the part of `Stylizer` that needs no files."
@@ -157,13 +166,8 @@ class _Painter:
         self.palette = None if tone is False else self.net.palette
         if tone and self.palette is None: self.palette = torch.eye(3, 4)    # the photo's own colors
         self.brush = self.net.brush if brush is None else brush
-        weight = next(self.net.parameters())
-        self.device = weight.device
-        name = type(weights).__name__ if isinstance(weights, nn.Module) else str(weights)
-        settings = {k: v for k, v in self.settings.to_dict().items() if k != 'base'}
-        self.about = dict(weights=name, device=str(weight.device), precision=str(weight.dtype)[6:], tone=tone,
-                          max_pixels=max_pixels, max_memory=max_memory, brush=self.brush,
-                          settings=settings)
+        self.device = next(self.net.parameters()).device
+        self.about = _about(self, weights) | dict(tone=tone, max_memory=max_memory)
 
     def batch(self,
               x:torch.Tensor,        # float (B,3,H,W) in [-1,1], any H and W from 1

@@ -467,9 +467,10 @@ def test_stylize_hands_everything_on(monkeypatch):
     assert run('stylize', 'a.png', '-o', 'o').exit_code == 0
     for out in ('o', 'o.png'):
         assert run('stylize', 'a.png', '-o', out, '--weights', 'tiny', '--device', 'cpu',
-                   '--precision', 'bf16', '--max-pixels', '7', '--no-tone').exit_code == 0
-    usual = dict(weights='drawn', device='auto', precision=None, max_pixels=None, tone=None, progress=False)
-    how = dict(weights='tiny', device='cpu', max_pixels=7, precision='bf16', tone=False)
+                   '--precision', 'bf16', '--max-pixels', '7', '--no-tone', '--no-brush').exit_code == 0
+    usual = dict(weights='drawn', device='auto', precision=None, max_pixels=None, tone=None, brush=None,
+                 progress=False)
+    how = dict(weights='tiny', device='cpu', max_pixels=7, precision='bf16', tone=False, brush=False)
     photos = [Path('a.png')]
     assert asked == [(photos, Path('o'), usual), (photos, Path('o'), how | dict(progress=False)),
                      (photos, Path('o.png'), how)]

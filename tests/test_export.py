@@ -51,14 +51,15 @@ class Evil:
 @pytest.mark.parametrize('palette', [None, 1])
 def test_a_folder_holds_a_translator_and_its_palette(tmp_path, palette):
     net = translator(palette)
+    net.brush = bool(palette)
     net.save_pretrained(tmp_path/'net')
     assert {p.name for p in (tmp_path/'net').iterdir()} == {'model.safetensors', 'config.json', 'README.md'}
     config = json.loads((tmp_path/'net'/'config.json').read_text())
     assert config == dict(in_ch=3, out_ch=3, ngf=4, n_blocks=1,
-                          palette=net.palette.tolist() if palette else None)
+                          palette=net.palette.tolist() if palette else None, brush=bool(palette))
     for again in (ResnetGenerator.from_pretrained(tmp_path/'net'),
                   ResnetGenerator.from_pretrained(str(tmp_path/'net')), load_translator(tmp_path/'net')):
-        assert same(net, again) and not again.training
+        assert same(net, again) and not again.training and again.brush == net.brush
         assert again.palette.equal(net.palette) if palette else again.palette is None
 
 

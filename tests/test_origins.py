@@ -9,6 +9,7 @@ import pytest
 from scenimefy.ablate import AblateSettings
 from scenimefy.bake import BakeSettings
 from scenimefy.baselines import BaselineSettings
+from scenimefy.control import Look
 from scenimefy.core import Settings, SettingsError
 from scenimefy.demo import DemoSettings
 from scenimefy.finetune import FinetuneSettings
@@ -16,11 +17,12 @@ from scenimefy.runs import RunSettings
 from scenimefy.selection import SelectSettings
 from scenimefy.pretrain import PretrainSettings
 from scenimefy.semisup import SemisupSettings, _Objective, _TermWeights
+from scenimefy.stylize import StylizeSettings
 from scenimefy.teachers import ClipSettings, SegmenterSettings
 
 CLASSES = [AblateSettings, BakeSettings, BaselineSettings, ClipSettings, DemoSettings, FinetuneSettings,
-           PretrainSettings, RunSettings, SegmenterSettings, SelectSettings, SemisupSettings, _Objective,
-           _TermWeights]
+           Look, PretrainSettings, RunSettings, SegmenterSettings, SelectSettings, SemisupSettings,
+           StylizeSettings, _Objective, _TermWeights]
 
 PAPER = {
     'FinetuneSettings': dict(

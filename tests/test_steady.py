@@ -83,8 +83,15 @@ def test_a_cut_begins_anew_inside_a_batch_too(net):
 def test_a_quickened_network(net):
     frames = film()
     want = one_by_one(steady(net), frames)
-    for made in (steady(quicken(net)), quicken(steady(net))):
+    for made in (steady(quicken(net)), quicken(steady(net))):       # the second is left as it is
         assert torch.allclose(one_by_one(made, frames), want, atol=1e-3)
+
+
+def test_copies_keep_palette_and_brush(net):
+    "A copy that forgets what its network asks for shows other scenes, and says nothing."
+    net.palette, net.brush = torch.eye(3, 4), True
+    for made in (quicken(net), steady(net), steady(quicken(net))):
+        assert made.brush is True and torch.equal(made.palette, net.palette)
 
 
 def test_it_goes_on_where_it_was(net):
