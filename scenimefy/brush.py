@@ -40,7 +40,7 @@ def pen(scene:Tensor,      # (B,3,H,W) in [-1,1]
 
 # %% ../nbs/08d_brush.ipynb #exp-brush
 _RADIUS, _SEES = 2, 8     # px: half the width of a stroke; how far brush and pen look
-_STRIP = 2**18            # pixels that are brushed at once
+_STRIP = 2**16            # pixels that are brushed at once: few enough for the cache
 
 def brush_over(scene:Tensor,   # (B,3,H,W) in [-1,1]
                photo:Tensor    # (B,3,H,W) in [-1,1]

@@ -43,7 +43,10 @@ def _sector_means(x, radius) -> Tensor: # (B,C,H,W) → (B,C,8,H,W)
     "The average of each sector around each pixel; beyond the border, the border goes on."
     (b, c, h, w), weights = x.shape, sectors(radius)[:, None].to(x)
     padded = F.pad(x, (radius,)*4, mode='replicate').flatten(0, 1)[:, None]      # every channel on its own
-    return F.conv2d(padded, weights).view(b, c, _SECTORS, h, w)
+    # in this order of memory a convolution of one channel takes a fifth of the time on a CPU
+    found = F.conv2d(padded.to(memory_format=torch.channels_last),
+                     weights.to(memory_format=torch.channels_last))
+    return found.reshape(b, c, _SECTORS, h, w)
 
 # %% ../nbs/08c_overpaint.ipynb #eq-kuwahara
 def kuwahara(x:Tensor,         # (B,C,H,W) in [-1,1]
