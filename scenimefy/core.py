@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UserError', 'SettingsError', 'opt', 'Settings', 'to_model', 'to_array', 'to_image', 'check_images', 'seeded',
-           'set_seed', 'pick_device', 'bf16_note', 'atomic_path']
+           'set_seed', 'pick_device', 'bf16_note', 'atomic_path', 'make_folder']
 
 # %% ../nbs/00_core.ipynb #exp-imports
-import contextlib, dataclasses, difflib, hashlib, json, math, os, random, secrets, stat, typing
+import contextlib, dataclasses, difflib, errno, hashlib, json, math, os, random, secrets, stat, typing
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -247,3 +247,12 @@ def atomic_path(path # the file to write
         with open(tmp, 'rb+') as f: os.fsync(f.fileno())  # the rename must not overtake the data
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #exp-make-folder
+def make_folder(folder): # made if need be
+    "A folder to write to; `UserError` in one line if it cannot be one."
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK): raise PermissionError(errno.EACCES, 'no permission')
+    except OSError as e:
+        raise UserError(f'cannot write to {folder}: {e.strerror}; choose another folder') from None

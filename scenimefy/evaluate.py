@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import __version__
-from .core import SettingsError, UserError, atomic_path, pick_device, seeded, to_model
+from .core import SettingsError, UserError, atomic_path, make_folder, pick_device, seeded, to_model
 from .data import ImageError, find_images, read_image
 from .features import Features, check_features, load_features
 from .kept import KEPT, KEPT_NOTE, measure_kept
@@ -449,12 +449,6 @@ def _protocol(folders, target, resize) -> dict:
     else: how = 'none by us; pictures are measured as stored'
     return dict(resize=how, formats=formats)
 
-def _make_folder(out):
-    "A folder to write to, made before the work begins."
-    try: Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f'cannot write to {out}: {e.strerror}; choose another folder') from None
-
 # %% ../nbs/11c_evaluate.ipynb #exp-report
 def _measure_all(folders, target, net, judges, progress) -> dict: # {name: numbers}
     found = {}
@@ -503,7 +497,7 @@ def compare(methods:dict,            # {name: folder}
     else: ref = survey('reference', reference, progress, resize)
     _preflight([*folders.values(), ref], partners, 1 if photos is None else 32)
 
-    if out: _make_folder(out)
+    if out: make_folder(out)
     net = load_features(features, device)
     if saved: _check_taken(target, reference, net)
     segmenter, perceptual = _JUDGES['tiny' if features == 'tiny' else 'inception']

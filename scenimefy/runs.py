@@ -23,8 +23,8 @@ from PIL import Image
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from .core import (Settings, SettingsError, UserError, atomic_path, bf16_note, opt, pick_device,
-                            to_array)
+from .core import (Settings, SettingsError, UserError, atomic_path, bf16_note, make_folder, opt,
+                            pick_device, to_array)
 from .data import loader
 
 # %% ../nbs/02b_runs.ipynb #exp-settings
@@ -309,12 +309,6 @@ class Processes:
         return arrived or ['a signal to another process']*count
 
 # %% ../nbs/02b_runs.ipynb #exp-finite
-def _make_folder(folder:Path):
-    "A folder to write to; `UserError` if it cannot be one."
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f'cannot write to {folder}: {e.strerror}; choose another folder') from None
-
 def _check_finite(tensors, r):
     "`Diverged` if a number of the state is not finite."
     for k, v in tensors.items():
@@ -370,7 +364,7 @@ class TrainingRun(Processes):
     advice = 'Start again with a smaller lr, or with precision fp32'   # to those whose run diverged
     def __init__(self, cfg:RunSettings, folder, device:str='auto'):
         self.cfg, self.folder, self.step, self.saved = cfg, Path(folder), 0, 0
-        _make_folder(self.folder)
+        make_folder(self.folder)
         super().__init__(folder, device, cfg.precision)
 
     def shelves(self) -> dict:

@@ -7,7 +7,7 @@ __all__ = ['pad_to_fit', 'translate', 'StylizeSettings', 'stylize', 'Done', 'Fai
            'check_sheet', 'save_picture', 'read_told', 'stylize_folder', 'stylize_file', 'film_target', 'Stylizer']
 
 # %% ../nbs/10_stylize.ipynb #exp-imports
-import contextlib, copy, errno, functools, hashlib, itertools, json, os, time, unicodedata, warnings
+import contextlib, copy, functools, hashlib, itertools, json, os, time, unicodedata, warnings
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,10 +21,10 @@ from PIL import ExifTags, Image, PngImagePlugin
 from torch import nn
 from tqdm.auto import tqdm
 
-from .control import Look, adjust, read_mask
 from .brush import brush_over
-from .core import (SettingsError, UserError, atomic_path, bf16_note, check_images, opt, pick_device,
-                            to_image, to_model)
+from .control import Look, adjust, read_mask
+from .core import (SettingsError, UserError, atomic_path, bf16_note, check_images, make_folder, opt,
+                            pick_device, to_image, to_model)
 from .data import ImageError, as_rgb, by_stem, find_images, read_image
 from .fast import choose_plan, memory_needed, parse_size, quicken, strip_pass
 from .page import figure_html, grid_html, page_html, shrink
@@ -417,15 +417,6 @@ def read_told(path, place:bool=False) -> Image.Exif:
         with Image.open(path) as im: told = _copy_told(im.getexif(), place)
     return told
 
-# %% ../nbs/10_stylize.ipynb #exp-folder
-def _make_folder(out):
-    "`out`, made if need be; `UserError` if we may not write there."
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        if not os.access(out, os.W_OK): raise PermissionError(errno.EACCES, 'no permission')
-    except OSError as e:
-        raise UserError(f'cannot write to {out}: {e.strerror}; choose another folder') from None
-
 # %% ../nbs/10_stylize.ipynb #exp-job
 @dataclass
 class _Job:
@@ -579,7 +570,7 @@ class _Album(_Painter):
         "Every photo under `paths` into a folder; a photo that fails is reported and the others go on."
         start, out = time.perf_counter(), Path(out)
         jobs, report = _list_jobs(self, _as_list(paths), out, mask)
-        if jobs: _make_folder(out)
+        if jobs: make_folder(out)
         read, write = functools.partial(_read, self), functools.partial(_write_below, self, out.resolve())
         threads = 1 if self.device.type == 'cpu' else 4
         steps = _ahead(write, _paint_all(self, _ahead(read, jobs, threads)), threads)
