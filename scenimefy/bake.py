@@ -289,7 +289,7 @@ def translator_scores(net,         # a translator
                       n:int,       # scenes
                       size:int=128 # px
                      ) -> dict:
-    "Mean L1 and tiny perceptual distance to the true anime, on scenes of all hours, as `stylize` shows them."
+    "Mean L1 and tiny perceptual distance to the true anime, on scenes of all hours, with their photo's tone."
     ways = {'photo': lambda x: x, 'output': net.paint}
     if net.palette is not None: ways['palette'] = lambda x: map_colors(x, net.palette).clamp(-1, 1)
     found = compare_to_truth(ways, list(range(HELD_OUT, HELD_OUT + n)), size, load_perceptual('tiny'))

@@ -650,7 +650,7 @@ def export_command(
         help='drawn, shinkai, a weights file, a saved folder, or hf:OWNER/NAME.')],
     out: Annotated[Path, typer.Option('-o', '--out', metavar='OUT.onnx', show_default=False,
                                       help='The file to write.')]):
-    "A translator as ONNX, with open batch, height and width; tone and palette are not in the graph."
+    "A translator as ONNX, with open batch, height and width; tone and brush are not in the graph."
     from importlib.util import find_spec
     from scenimefy.export import OPSET, compare_onnx, export_onnx
     from scenimefy.translator import load_translator

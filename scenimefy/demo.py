@@ -240,8 +240,8 @@ def _photos_html(photos:list, small:int) -> Markup: # photos: list of Shown
         figures.append(figure_html(s.output, f'translated at {w} × {h} in {s.seconds:.1f} s'))
         rows.append(grid_html(figures, len(figures)))
     text = ('By drawn, the translator that comes with the package. It learned from a drawn anime world and '
-            'from free photographs, some of them painted over by a filter, on a CPU. Its brush is '
-            'a few pixels wide, so size matters: shrunk to '
+            'from free photographs, some of them painted over by a filter, on a CPU. A brush then sharpens '
+            'edges along those of the photo. Its strokes are a few pixels wide, so size matters: shrunk to '
             f'{small} px a photo loses more of its fine texture, at full size it keeps more. At both sizes '
             'it is mostly recolored; shapes hardly change.')
     return section_html('Your photos', text, *rows)

@@ -176,7 +176,7 @@ def _about(net) -> dict: # {name: text}
     about = dict(scenimefy=__version__, **net.hub_config(),
                  photo=f'float32 (N,{net.in_ch},H,W), RGB in [-1,1], sides from 5 px, best multiples of 4',
                  scene=f'float32 (N,{net.out_ch},H,W) in [-1,1], sides rounded up to multiples of 4; '
-                       'tone and palette are not applied')
+                       'tone, palette and brush are not applied')
     return {k: v if isinstance(v, str) else json.dumps(v) for k, v in about.items()}
 
 # %% ../nbs/10c_export.ipynb #exp-export
