@@ -7,7 +7,7 @@ __all__ = ['Row', 'measure', 'rows', 'table', 'bench']
 
 # %% ../nbs/14d_bench.ipynb #exp-imports
 import contextlib, importlib.metadata, importlib.util, json, multiprocessing, os, platform, subprocess, sys
-import tempfile, time, warnings
+import tempfile, threading, time, warnings
 from functools import partial
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -105,13 +105,16 @@ class _Program:
     def __init__(self, *words): self.words, self.peak = words, 0
 
     def __call__(self):
-        with open(os.devnull, 'w') as nowhere:
-            program = subprocess.Popen(self.words, stdout=nowhere, stderr=subprocess.PIPE, text=True)
-        while program.poll() is None:
-            self.peak = max(self.peak, _in_proc('VmHWM', f'/proc/{program.pid}/status'))
-            time.sleep(.002)
-        if program.returncode: raise RuntimeError(one_line(program.stderr.read())[-120:])
-        program.stderr.close()
+        program = subprocess.Popen(self.words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        threading.Thread(target=self.watch, args=(program.pid,), daemon=True).start()
+        _, said = program.communicate()
+        if program.returncode: raise RuntimeError(one_line(said)[-120:])
+
+    def watch(self, pid):
+        "Until the program is gone; seldom enough to disturb nobody."
+        while now := _in_proc('VmHWM', f'/proc/{pid}/status'):
+            self.peak = max(self.peak, now)
+            time.sleep(.01)
 
 # %% ../nbs/14d_bench.ipynb #exp-form
 _PATIENCE = 1200   # seconds that a call may take

@@ -230,3 +230,11 @@ def test_one_picture_needs_torch_and_little_else():
                 'accelerate', 'scipy', 'pandas', 'IPython', 'tensorboard', 'torch.utils.tensorboard', 'av',
                 'lpips'}
     assert 'torch' in found and not needless & found, needless & found
+
+def test_a_program_is_measured_from_outside():
+    "Its own memory, and what it says when it fails."
+    call = b._Program(sys.executable, '-c', 'import time\nx = b"1"*(100*2**20)\ntime.sleep(.2)')
+    assert call() is None
+    if b._in_proc('VmHWM'): assert 100*2**20 < call.peak < 200*2**20
+    with pytest.raises(RuntimeError, match='no such file'):
+        b._Program(sys.executable, '-c', 'raise SystemExit("no such file")')()
