@@ -6,7 +6,8 @@
 __all__ = ['TABLE_4', 'TABLE_3_MORE', 'PUBLISHED', 'interval', 'verdict', 'folder_digest', 'bundled_results', 'read_table',
            'row_file', 'run_table', 'row_values', 'Line', 'compare_rows', 'sentences', 'in_parts', 'strip', 'Ruler',
            'world_ruler', 'AblateSettings', 'world_folder', 'judges', 'plan_3', 'pair_folders', 'short_translator',
-           'scale_with_palette', 'plan_4', 'table_cells', 'table_markdown', 'draw_table', 'ablate']
+           'scale_with_palette', 'plan_4', 'table_cells', 'table_markdown', 'draw_table', 'TableText', 'write_table',
+           'choose_rows', 'ablate']
 
 # %% ../nbs/12_ablate.ipynb #exp-imports
 import hashlib, importlib.resources, itertools, json, math, re, shutil, statistics, time
@@ -511,37 +512,70 @@ def draw_table(table:dict, published:dict, decide:str='lbce', reference:str='ful
     return fig
 
 # %% ../nbs/12_ablate.ipynb #exp-page
+class TableText(NamedTuple):
+    "How the page of a table reads, and how its rows are compared."
+    title: str
+    lead: str
+    limits: str              # what the table does not show
+    published: dict          # {row: the paper's number}
+    decide: str = 'lbce'     # the measure that the paper prints
+    reference: str = 'full'  # the row that others are held against
+
 _LIMITS = ('A toy: drawings of 64 px, short runs, small networks. A mark compares signs: “agree” means that '
            'leaving this part out moved L_BCE in the direction that the paper prints, by more than chance '
            'between seeds explains. “Undecided” means that these seeds cannot tell. The paper gives one run '
            'per row and no spread.')
 
+def _ablation_text(number:int) -> TableText:
+    return TableText(f'Table {number} at toy scale',
+                     'What each part of the method is worth, and how sure we are.', _LIMITS, PUBLISHED[number])
+
+# %% ../nbs/12_ablate.ipynb #exp-page-write
 def _strips(names, folder) -> list: # figures, of those that were kept
     from PIL import Image
     files = {name: folder/row_file(name) for name in names}
     return [figure_html(Image.open(f).convert('RGB'), name) for name, f in files.items() if f.exists()]
 
-def _write_table_page(table:dict, number:int, out) -> Path: # a page beside the JSON file `out`
+def _write_table_page(table:dict, text:TableText, out) -> Path: # a page beside the JSON file `out`
     "The paper's table, ours, the differences, and what the rows paint."
-    out, published = Path(out), PUBLISHED[number]
-    chart = figure_html(draw_table(table, published), 'Differences to the full method')
-    said = list_html(sentences(compare_rows(table, 'lbce', published)))
-    head, rows = table_cells(table, published)
+    out, compared = Path(out), (text.published, text.decide, text.reference)
+    chart = figure_html(draw_table(table, *compared), f'Differences to {text.reference}')
+    lines = compare_rows(table, text.decide, text.published, text.reference)
+    head, rows = table_cells(table, *compared)
     strips = _strips(('photos', 'true anime', *table['rows']), out.with_suffix(''))
     sections = [
-        section_html('Differences', 'Row minus full. A dot is a seed, the bar its 95 % interval.', chart),
-        section_html('In words', _LIMITS, said),
+        section_html('Differences', f'Row minus {text.reference}. A dot is a seed, the bar its 95 % interval.',
+                     chart),
+        section_html('In words', text.limits, list_html(sentences(lines, text.reference))),
         section_html('In numbers', 'Mean and deviation over the seeds; the last lines show what the measures '
                      'say where the answer is known.', table_html(rows, head)),
         section_html('In pictures', 'Always the same four held-out scenes, first seed.',
                      grid_html(strips, 3))]
-    text = page_html(f'Table {number} at toy scale',
-                     'What each part of the method is worth, and how sure we are.', Markup().join(sections))
     page = out.with_suffix('.html')
-    with atomic_path(page) as tmp: tmp.write_text(text, encoding='utf8')
+    html = page_html(text.title, text.lead, Markup().join(sections))
+    with atomic_path(page) as tmp: tmp.write_text(html, encoding='utf8')
     return page
 
 # %% ../nbs/12_ablate.ipynb #exp-ablate
+def write_table(plan:dict, text:TableText, seeds:int,
+                out,                # the JSON file; its page and pictures lie beside it
+                work, say=print) -> Path: # the page
+    "Measure what `out` does not hold yet, and write the page. `plan`: arguments of `run_table`."
+    out = Path(out)
+    table = run_table(**plan, seeds=range(seeds), out=out, work=work, say=say)
+    for name, images in (('photos', plan['measure'].photo), ('true anime', plan['measure'].truth)):
+        if images is not None: _save_strip(out, name, strip(images))
+    return _write_table_page(table, text, out)
+
+def choose_rows(known:dict, names, reference:str, number:int) -> dict: # {name: change}, in the table's order
+    "The rows that were asked for and the reference; all if none was asked for."
+    strange = [name for name in names if name not in known]
+    if strange:
+        raise SettingsError(f"table {number} has no row {strange[0]!r}; known: {', '.join(known)}")
+    wanted = {reference, *(names or known)}
+    return {name: change for name, change in known.items() if name in wanted}
+
+# %% ../nbs/12_ablate.ipynb #exp-ablate-tables
 _PLANS = {3: plan_3, 4: plan_4}
 
 def ablate(number:int,           # of the paper's table: 3 or 4
@@ -553,14 +587,8 @@ def ablate(number:int,           # of the paper's table: 3 or 4
           ) -> Path:             # the page
     "Measure a table of the paper at toy scale. The same call goes on where an earlier one was stopped."
     if number not in _PLANS: raise SettingsError(f'there is no table {number!r} to ablate; choose 3 or 4')
-    known = {3: TABLE_3_MORE, 4: TABLE_4}[number]
-    strange = [r for r in rows if r not in known]
-    if strange: raise SettingsError(f"table {number} has no row {strange[0]!r}; known: {', '.join(known)}")
+    rows = choose_rows({3: TABLE_3_MORE, 4: TABLE_4}[number], rows, 'full', number)
     out, work = Path(out), Path(work or Path(out)/'work')
-    plan, file = _PLANS[number](cfg, work, device), out/f'table{number}.json'
-    wanted = {'full', *(rows or known)}
-    plan['rows'] = {name: change for name, change in known.items() if name in wanted}
-    table = run_table(**plan, seeds=range(cfg.seeds), out=file, work=work/f'runs-{number}', say=say)
-    for name, images in (('photos', plan['measure'].photo), ('true anime', plan['measure'].truth)):
-        if images is not None: _save_strip(file, name, strip(images))
-    return _write_table_page(table, number, file)
+    plan = _PLANS[number](cfg, work, device) | dict(rows=rows)
+    return write_table(plan, _ablation_text(number), cfg.seeds, out/f'table{number}.json',
+                       work/f'runs-{number}', say)

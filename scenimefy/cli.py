@@ -557,18 +557,24 @@ def compare_command(
 @_with_settings('ablate', 'AblateSettings')
 def ablate_command(
     table: Annotated[int, typer.Option(
-        metavar='3|4', help='The table: 3 (Stage 1) or 4 (Stage 3, with appendix C).', show_default=False)],
+        metavar='1|3|4', show_default=False,
+        help='The table: 1 (all methods), 3 (Stage 1) or 4 (Stage 3, with appendix C).')],
     out: Annotated[Path, _folder(
         'For the numbers, the page and the pictures; an unfinished table is continued.', '-o', '--out')],
     row: Annotated[Optional[List[str]], typer.Option(
         metavar='NAME', help='A row, such as "w/o D_P"; may be given several times [all of them].',
         show_default=False)] = None,
     work: Annotated[Optional[Path], _folder('For the data and for runs in progress [OUT/work].')] = None,
+    photos: Annotated[Optional[Path], _folder('Table 1: photographs to measure with, too.')] = None,
     device: _Device = 'cpu', **flags):
-    "Tables 3 and 4 of the paper at toy scale: every part removed at a time, over several seeds."
+    "Tables of the paper at toy scale: its methods, or every part removed at a time, over several seeds."
     from scenimefy.ablate import AblateSettings, ablate
-    cfg = _chosen(AblateSettings, AblateSettings(), flags)
-    page = ablate(table, out, cfg, row or (), work, device, say=typer.echo)
+    cfg, rows = _chosen(AblateSettings, AblateSettings(), flags), row or ()
+    if photos and table != 1: raise typer.BadParameter('photographs are measured by table 1 only')
+    if table == 1:
+        from scenimefy.table1 import compare_methods
+        page = compare_methods(out, cfg, rows, work, photos, device, say=typer.echo)
+    else: page = ablate(table, out, cfg, rows, work, device, say=typer.echo)
     typer.echo(f'{page}  ← open it in a browser')
 
 # %% ../nbs/15_cli.ipynb #exp-appcmd

@@ -20,7 +20,7 @@ import scenimefy.ablate as A
 from scenimefy.ablate import (PUBLISHED, TABLE_3_MORE, TABLE_4, _TOY_RECIPE, AblateSettings, Ruler, ablate,
                               compare_rows, draw_table, folder_digest, interval, read_table, row_file,
                               row_values, _rounded, _run_key, run_table, sentences, short_translator, strip,
-                              table_cells, verdict, world_ruler, _write_table_page)
+                              table_cells, verdict, world_ruler, _ablation_text, _write_table_page)
 from scenimefy.core import SettingsError, UserError, seeded
 from scenimefy.finetune import FinetuneSettings, shared_styles
 from scenimefy.page import table_html
@@ -305,7 +305,7 @@ def test_seeds_that_only_one_row_has_do_not_count(tmp_path):
 def test_page_is_safe_and_whole(tmp_path):
     rows = {'full': {}, 'w/o <script>': dict(adds=1)}
     t = table(tmp_path/'table4.json', rows, noisy, picture=lambda x: torch.zeros(3, 8, 32))
-    text = _write_table_page(t, 4, tmp_path/'table4.json').read_text(encoding='utf8')
+    text = _write_table_page(t, _ablation_text(4), tmp_path/'table4.json').read_text(encoding='utf8')
     assert text.count('<img') == 3 and 'http' not in text.replace('http-equiv', '')
     assert '<script' not in text
 

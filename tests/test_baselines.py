@@ -1,20 +1,15 @@
 """Baselines: every loss against a slow twin, runs that resume exactly, and nothing that a warm-up or a zero
 weight hides."""
 import copy
-import json
 
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-import scenimefy.baselines as B
-from scenimefy.baselines import (PUBLISHED_1, _NOT_HERE_1, RECIPES, STEPS, TABLE_1, BaselineRun,
-                                 BaselineSettings, baseline_weights, blur, color_reconstruction,
-                                 color_statistics, color_transfer, feature_l1, from_lab, gram, gray,
-                                 gray_style, smooth_edges, to_lab, _world_statistics, yuv)
+from scenimefy.baselines import (RECIPES, STEPS, BaselineRun, BaselineSettings, baseline_weights, blur,
+                                 color_reconstruction, color_statistics, color_transfer, feature_l1,
+                                 from_lab, gram, gray, gray_style, smooth_edges, to_lab, yuv)
 from scenimefy.core import SettingsError, seeded
-from scenimefy.data import Transform
 from scenimefy.runs import run_training
 from scenimefy import semisup
 from scenimefy.semisup import SemisupSettings, draw_ids
@@ -278,60 +273,3 @@ def test_critics_see_scenes_in_the_tone_of_their_goal(name, world, tmp_path):
         goal = yp if name == 'pix2pix' else x if tone == 'own' else map_colors(x, r.nets.palette)
         return (shown[0].mean((2, 3)) - goal.mean((2, 3))).abs().max()
     assert seen('style') < .02 < seen('own')
-
-
-# ---- the table
-
-def test_rows_differ_and_are_named_as_the_paper_names_them():
-    assert len({json.dumps(change, sort_keys=True) for change in TABLE_1.values()}) == len(TABLE_1) == 7
-    assert set(PUBLISHED_1) <= set(TABLE_1) and not set(_NOT_HERE_1) & set(TABLE_1)
-    published = sorted({**PUBLISHED_1, **_NOT_HERE_1}.values())
-    assert published == [48.922, 61.973, 66.729, 67.2, 67.739, 90.578, 121.807]
-
-
-def test_table_rows_reach_their_methods(world, tmp_path, monkeypatch):
-    "Each row is trained by its own step, with its own seed, and measured as images of the ruler's photos."
-    from scenimefy.ablate import AblateSettings
-    asked = []
-    class Ruler:
-        photo = noise('photos', 3, 3, 32, 32)
-        scale = dict
-    monkeypatch.setattr(B, 'world_folder', lambda *a: world)
-    monkeypatch.setattr(B, 'pair_folders', lambda *a: {'pairs': world/'pairs'})
-    monkeypatch.setattr(B, 'world_ruler', lambda *a: Ruler())
-    known = SemisupSettings().to_dict()
-    small = SemisupSettings(**{k: v for k, v in SMALL.to_dict().items() if k in known})
-    start = ResnetGenerator(3, 3, small.ngf, small.n_blocks)
-    start.paint = lambda photos: photos
-    first = next(start.parameters())
-    def rival(r, name):
-        begins = dict(r.nets.G.named_parameters()).values()
-        assert any(torch.equal(p, first) for p in begins) and r.cfg.tone == 'style' and r.cfg.warmup == 0
-        asked.append((name, r.cfg.seed, r.cfg.method))
-        return 'file'
-    def ours(cfg, *args, **kwargs):
-        assert kwargs['start'] == 'copy' and cfg.tone == 'style'
-        asked.append(('Scenimefy', cfg.seed, ''))
-        return 'file'
-    monkeypatch.setattr(B, 'short_translator', lambda budget: small)
-    monkeypatch.setattr(B, 'run_training', rival)
-    monkeypatch.setattr(B, 'train', ours)
-    monkeypatch.setattr(B, 'load_translator', lambda file: start)
-    monkeypatch.setattr(semisup, 'load_translator', lambda file: start)
-    plan = B.plan_1(AblateSettings(), tmp_path)
-    for i, (row, change) in enumerate(plan['rows'].items()):
-        images = plan['run_one'](change, 5, tmp_path/f'run{i}')
-        assert images.shape == Ruler.photo.shape
-        if row == 'color transfer': assert not torch.equal(images, Ruler.photo)
-    assert asked == [(n, 5, n) for n in STEPS] + [('Scenimefy', 5, '')]
-    assert _world_statistics(world/'anime', 3)[0].shape == (3, 1, 1)
-
-
-def test_statistics_are_those_of_the_first_pictures(world):
-    look = Transform(64)
-    files = sorted((world/'anime').glob('*.png'))
-    for n in (2, 5):
-        pictures = torch.stack([look(Image.open(f)) for f in files[:n]])
-        for got, want in zip(_world_statistics(world/'anime', n), color_statistics(pictures)):
-            torch.testing.assert_close(got, want)
-    assert not torch.equal(_world_statistics(world/'anime', 2)[0], _world_statistics(world/'anime', 5)[0])

@@ -409,6 +409,14 @@ def test_ablate_hands_everything_on(monkeypatch):
     assert asked == [(4, Path('o'), changed, ['w/o D_P', 'w/o decay'], Path('w'), 'cpu'),
                      (3, Path('o'), AblateSettings(), (), None, 'cuda')]
 
+def test_table_1_is_measured_on_photographs_too(monkeypatch):
+    from scenimefy.ablate import AblateSettings
+    asked = []
+    monkeypatch.setattr('scenimefy.table1.compare_methods', lambda *a, say: asked.append(a))
+    assert run('ablate', '--table', '1', '-o', 'o', '--row', 'CUT', '--photos', 'p', '--seeds', '2').exit_code == 0
+    assert asked == [(Path('o'), AblateSettings().but(seeds=2), ['CUT'], None, Path('p'), 'cpu')]
+    assert run('ablate', '--table', '4', '-o', 'o', '--photos', 'p').exit_code == 2
+
 def test_bake_makes_what_is_named(monkeypatch):
     asked = []
     def bake(names, out, device, say, photos):
