@@ -240,7 +240,7 @@ def _build(path, tensors, layout) -> nn.Module:
 # %% ../nbs/11e_rivals.ipynb #exp-from-tensors
 def _unknown(path, tensors) -> WeightsError:
     "What to say about tensors of another network."
-    known = ', '.join(f'{layout.kind} ({mark}…)' for mark, layout in _LAYOUTS.items())
+    known = ', '.join(f'{layout.kind} ({mark.rstrip(".")}…)' for mark, layout in _LAYOUTS.items())
     names = ', '.join(list(tensors)[:2])
     return WeightsError(f'{path}: its {len(tensors)} tensors ({names}, …) are those of another network; known '
                         f'are {known}, CUT and ours (model.…), and any translator as .onnx')
@@ -300,7 +300,7 @@ def _graph_kind(given, made, tensors) -> tuple: # what goes in, what comes out �
     if 'animeganv3' in given.name.lower(): return 'AnimeGANv3', False, 16
     if 'G_MODEL' in made.name: return 'AnimeGANv2', False, 32
     if _kernels(tensors) == _whitebox_kernels(): return 'White-box', True, 4
-    return 'a graph', False, 32
+    return 'a graph taken as RGB', False, 32
 
 # %% ../nbs/11e_rivals.ipynb #exp-graph-ends
 def _ends(session, path) -> tuple: # what goes in, what comes out, whether channels are last

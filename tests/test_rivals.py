@@ -275,7 +275,7 @@ def times(given, made, c='c'): return [('Mul', [given, c], made, {})]
 @pytest.mark.parametrize('given,made,kind,multiple', [
     ('generator_input:0', 'generator/G_MODEL/out_layer/Tanh:0', 'AnimeGANv2 (ONNX)', 32),
     ('AnimeGANv3_input:0', 'generator_1/main/out_layer:0', 'AnimeGANv3 (ONNX)', 16),
-    ('animeganv3_input:0', 'out', 'AnimeGANv3 (ONNX)', 16), ('photo', 'scene', 'a graph (ONNX)', 32)])
+    ('animeganv3_input:0', 'out', 'AnimeGANv3 (ONNX)', 16), ('photo', 'scene', 'a graph taken as RGB (ONNX)', 32)])
 def test_graphs_with_channels_last(tmp_path, given, made, kind, multiple):
     "The colors show whether channels were taken for what they are, the spread whether the sides were right."
     need_onnx()
@@ -366,7 +366,7 @@ def test_a_tensor_deep_in_a_graph_is_looked_at(tmp_path):
         model = helper.make_model(helper.make_graph(nodes, 'g', *ends, [yes]), ir_version=9,
                                   opset_imports=[helper.make_opsetid('', 17)])
         save_model(model, tmp_path/'net.onnx')
-        if not outside: assert load_rival(tmp_path/'net.onnx').kind == 'a graph (ONNX)'
+        if not outside: assert load_rival(tmp_path/'net.onnx').kind == 'a graph taken as RGB (ONNX)'
         else:
             with pytest.raises(WeightsError, match='refused'): load_rival(tmp_path/'net.onnx')
 
@@ -384,7 +384,7 @@ def test_white_box_as_a_graph(tmp_path):
     state, photo = filled(whitebox_layout(32)), noise(1, 3, 22, 36)
     net = WhiteBox().eval()
     net.load_state_dict(state)
-    for width, kind in ((32, 'White-box (ONNX)'), (33, 'a graph (ONNX)')):
+    for width, kind in ((32, 'White-box (ONNX)'), (33, 'a graph taken as RGB (ONNX)')):
         exported = ChannelsLast(net if width == 32 else WhiteBox(width).eval())
         torch.onnx.export(exported, (torch.zeros(1, 32, 32, 3),), str(tmp_path/'w.onnx'), dynamo=False,
                           input_names=['photo'], dynamic_axes=dict(photo={1: 'h', 2: 'w'}))
