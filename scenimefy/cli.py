@@ -550,8 +550,8 @@ def compare_command(
                                  'methods painted.', '-o', '--out')],
     methods: Annotated[Optional[List[str]], typer.Argument(
         metavar='NAME=DIR|FILE...', show_default=False,
-        help='A folder of pictures for each method; or its weights (.onnx, .pth, .safetensors, or a name as in '
-             'stylize), which paint the --photos first, once.')] = None,
+        help='A folder of pictures for each method; or its weights (.onnx, .pth, .safetensors, or a name as '
+             'in stylize), which paint the --photos first, once.')] = None,
     more: Annotated[Optional[List[str]], typer.Option(
         '--method', metavar='NAME=DIR|FILE', show_default=False, help='One more of them.')] = None,
     photos: _Photos = None, features: _Features = 'inception', device: _Device = 'auto', resize: _Resize = 0):

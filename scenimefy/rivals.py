@@ -242,8 +242,8 @@ def _unknown(path, tensors) -> WeightsError:
     "What to say about tensors of another network."
     known = ', '.join(f'{layout.kind} ({mark.rstrip(".")}…)' for mark, layout in _LAYOUTS.items())
     names = ', '.join(list(tensors)[:2])
-    return WeightsError(f'{path}: its {len(tensors)} tensors ({names}, …) are those of another network; known '
-                        f'are {known}, CUT and ours (model.…), and any translator as .onnx')
+    return WeightsError(f'{path}: its {len(tensors)} tensors ({names}, …) are those of another network; '
+                        f'known are {known}, CUT and ours (model…), and any translator as .onnx')
 
 def _from_tensors(path, device) -> Rival:
     "The rival in a .pth, .pt or .safetensors file."
@@ -307,8 +307,8 @@ def _ends(session, path) -> tuple: # what goes in, what comes out, whether chann
     "The only input and output of a translator; `WeightsError` if the graph is none."
     inputs, outputs = session.get_inputs(), session.get_outputs()
     def shown(ends): return ', '.join(f'{e.name} {e.type} {e.shape}' for e in ends)
-    wrong = WeightsError(f'{path}: this graph turns {shown(inputs)} into {shown(outputs)}; a translator turns '
-                         'one float (1,3,H,W) or (1,H,W,3) into another')
+    wrong = WeightsError(f'{path}: this graph turns {shown(inputs)} into {shown(outputs)}; a translator '
+                         'turns one float (1,3,H,W) or (1,H,W,3) into another')
     if len(inputs) != 1 or len(outputs) != 1: raise wrong
     given, made = inputs[0], outputs[0]
     floats = given.type == made.type == 'tensor(float)'
@@ -394,7 +394,8 @@ def _folder_of(name, out) -> Path: # a name may hold anything, even slashes
 def _check_request(weights, photos, out): # {name: file or name} → {name: folder for its scenes}
     "Where the scenes will be; `UserError` if that cannot work."
     names = ', '.join(weights)
-    if photos is None: raise SettingsError(f'{names}: weights need photos to paint; give their folder, --photos')
+    if photos is None:
+        raise SettingsError(f'{names}: weights need photos to paint; give their folder, --photos')
     if out is None: raise SettingsError(f'{names}: weights need a folder for their scenes; give one, -o')
     if Path(out).resolve().is_relative_to(Path(photos).resolve()):
         raise UserError(f'{out} lies in the folder of the photos, where scenes would be taken for photos; '

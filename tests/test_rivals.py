@@ -39,7 +39,8 @@ def cartoon_layout(w):
             convs[f'conv{block}_{half}'], norms[f'in{block}_{half}'] = (4*w, 4*w, 3), 4*w
     convs |= {'deconv01_2': (2*w, 2*w, 3), 'deconv02_2': (w, w, 3), 'deconv03_1': (3, w, 7)}
     layout = {}
-    for name, (n, m, side) in convs.items(): layout |= {f'{name}.weight': (n, m, side, side), f'{name}.bias': (n,)}
+    for name, (n, m, side) in convs.items():
+        layout |= {f'{name}.weight': (n, m, side, side), f'{name}.bias': (n,)}
     for name, n in norms.items(): layout |= {f'{name}.scale': (n,), f'{name}.shift': (n,)}
     for name, n, m in (('deconv01_1', 4*w, 2*w), ('deconv02_1', 2*w, w)):       # transposed: (in, out, …)
         layout |= {f'{name}.weight': (n, m, 3, 3), f'{name}.bias': (m,)}
@@ -56,7 +57,8 @@ def animegan_layout(w):
                              ('block_b.0', 2*w, 4*w, 3), ('block_b.1', 4*w, 4*w, 3),
                              ('block_c.0', 4*w, 4*w, 3), ('block_c.5', 8*w, 4*w, 3),
                              ('block_d.0', 4*w, 4*w, 3), ('block_d.1', 4*w, 4*w, 3),
-                             ('block_e.0', 4*w, 2*w, 3), ('block_e.1', 2*w, 2*w, 3), ('block_e.2', 2*w, w, 7)):
+                             ('block_e.0', 4*w, 2*w, 3), ('block_e.1', 2*w, 2*w, 3),
+                             ('block_e.2', 2*w, w, 7)):
         normed(name, n, m, side)
     for k, n in ((1, 4*w), (2, 8*w), (3, 8*w), (4, 8*w)):
         normed(f'block_c.{k}.layers.0', n, 2*n, 1)
@@ -90,7 +92,8 @@ def filled(layout):
 # ---- what the published networks compute, from their tensors
 
 def cartoon_by_hand(s, x):
-    def conv(name, x, pad=0, **how): return F.conv2d(x, s[f'{name}.weight'], s[f'{name}.bias'], padding=pad, **how)
+    def conv(name, x, pad=0, **how):
+        return F.conv2d(x, s[f'{name}.weight'], s[f'{name}.bias'], padding=pad, **how)
     def norm(name, x):
         mean, var = x.mean((2, 3), keepdim=True), x.var((2, 3), unbiased=False, keepdim=True)
         scale, shift = (s[f'{name}.{k}'].view(1, -1, 1, 1) for k in ('scale', 'shift'))
@@ -112,11 +115,13 @@ def cartoon_by_hand(s, x):
 def animegan_by_hand(s, x):
     def scaled(name, x):
         mean, var = x.mean((1, 2, 3), keepdim=True), x.var((1, 2, 3), unbiased=False, keepdim=True)
-        return (x - mean)/(var + 1e-5).sqrt()*s[f'{name}.weight'].view(-1, 1, 1) + s[f'{name}.bias'].view(-1, 1, 1)
+        scale, shift = (s[f'{name}.{k}'].view(-1, 1, 1) for k in ('weight', 'bias'))
+        return (x - mean)/(var + 1e-5).sqrt()*scale + shift
     def normed(name, x, stride=1):
         kernel, bias = s[f'{name}.1.weight'], s.get(f'{name}.1.bias')
         pad = (0, 1, 0, 1) if stride == 2 else (kernel.shape[2]//2,)*4
-        x = F.conv2d(F.pad(x, pad, mode='reflect'), kernel, bias, stride, groups=1 if bias is None else len(kernel))
+        groups = 1 if bias is None else len(kernel)
+        x = F.conv2d(F.pad(x, pad, mode='reflect'), kernel, bias, stride, groups=groups)
         return F.leaky_relu(scaled(f'{name}.2', x), .2)
     def larger(x, size): return F.interpolate(x, size, mode='bilinear', align_corners=True)
     whole = x.shape[2:]
@@ -246,7 +251,7 @@ def need_onnx():
 
 
 def graph(path, nodes, given, made, numbers=(), shape=('n', 'h', 'w', 3), out=None, outside=None, **more):
-    "A graph from (operation, inputs, output, attributes); `outside`: where a tensor says that its numbers lie."
+    "A graph from (operation, inputs, output, attributes); `outside`: where a tensor says its numbers lie."
     from onnx import TensorProto, helper, save_model
     held = []
     for name, v in dict(numbers).items():
@@ -262,8 +267,8 @@ def graph(path, nodes, given, made, numbers=(), shape=('n', 'h', 'w', 3), out=No
             for name, dims in ((given, shape), (made, out or shape))]
     made_nodes = [helper.make_node(op, ins, [to], **how) for op, ins, to, how in nodes]
     opsets = [helper.make_opsetid('', 17), helper.make_opsetid('strange', 1)]
-    model = helper.make_model(helper.make_graph(made_nodes, 'g', *ends, held), opset_imports=opsets, ir_version=9)
-    save_model(model, path)
+    whole = helper.make_graph(made_nodes, 'g', *ends, held)
+    save_model(helper.make_model(whole, opset_imports=opsets, ir_version=9), path)
     return path
 
 
@@ -275,7 +280,8 @@ def times(given, made, c='c'): return [('Mul', [given, c], made, {})]
 @pytest.mark.parametrize('given,made,kind,multiple', [
     ('generator_input:0', 'generator/G_MODEL/out_layer/Tanh:0', 'AnimeGANv2 (ONNX)', 32),
     ('AnimeGANv3_input:0', 'generator_1/main/out_layer:0', 'AnimeGANv3 (ONNX)', 16),
-    ('animeganv3_input:0', 'out', 'AnimeGANv3 (ONNX)', 16), ('photo', 'scene', 'a graph taken as RGB (ONNX)', 32)])
+    ('animeganv3_input:0', 'out', 'AnimeGANv3 (ONNX)', 16),
+    ('photo', 'scene', 'a graph taken as RGB (ONNX)', 32)])
 def test_graphs_with_channels_last(tmp_path, given, made, kind, multiple):
     "The colors show whether channels were taken for what they are, the spread whether the sides were right."
     need_onnx()
@@ -291,7 +297,8 @@ def test_graphs_with_channels_last(tmp_path, given, made, kind, multiple):
 
 def test_graphs_with_channels_second_and_fixed_sides(tmp_path):
     need_onnx()
-    second = graph(tmp_path/'second.onnx', times('x', 'y'), 'x', 'y', dict(c=COLORS.view(3, 1, 1)), (1, 3, 'h', 'w'))
+    factors = dict(c=COLORS.view(3, 1, 1))
+    second = graph(tmp_path/'second.onnx', times('x', 'y'), 'x', 'y', factors, (1, 3, 'h', 'w'))
     photo = noise(1, 3, 30, 50)
     assert torch.equal(load_rival(second)(photo), photo*COLORS.view(3, 1, 1))
     fixed = load_rival(graph(tmp_path/'fixed.onnx', times('x', 'y'), 'x', 'y', TIMES, (1, 24, 40, 3)))
@@ -302,7 +309,8 @@ def test_graphs_with_channels_second_and_fixed_sides(tmp_path):
                          out=('n', 'w', 'h', 3)))(photo)
 
 
-@pytest.mark.parametrize('dims', [(1, 4, 'h', 'w'), ('n', 3, 'h', 3), (1, 'h', 'w'), ('n', 'h', 'w', 'c')], ids=str)
+@pytest.mark.parametrize('dims', [(1, 4, 'h', 'w'), ('n', 3, 'h', 3), (1, 'h', 'w'), ('n', 'h', 'w', 'c')],
+                         ids=str)
 def test_graphs_that_are_no_translators(tmp_path, dims):
     need_onnx()
     path = graph(tmp_path/'net.onnx', [('Identity', ['x'], 'y', {})], 'x', 'y', shape=dims)
@@ -322,7 +330,8 @@ def test_graphs_that_cannot_be_read(tmp_path):
         with pytest.raises(WeightsError, match=f'{name}.onnx: '): load_rival(tmp_path/f'{name}.onnx')
 
 
-@pytest.mark.parametrize('place', ['../secret', 'sub/../../secret', '{tmp}/secret', 'link', 'numbers\0/../../secret'])
+@pytest.mark.parametrize('place', ['../secret', 'sub/../../secret', '{tmp}/secret', 'link',
+                                   'numbers\0/../../secret'])
 def test_a_graph_reads_nothing_outside_its_folder(tmp_path, place):
     need_onnx()
     COLORS.numpy().tofile(tmp_path/'secret')
@@ -359,7 +368,8 @@ def test_a_tensor_deep_in_a_graph_is_looked_at(tmp_path):
         return helper.make_graph([helper.make_node('Constant', [], ['b'], value=t)], 'branch', [],
                                  [helper.make_tensor_value_info('b', TensorProto.FLOAT, [3])])
     for outside in (False, True):
-        nodes = [helper.make_node('If', ['yes'], ['c'], then_branch=constant(False), else_branch=constant(outside)),
+        branches = dict(then_branch=constant(False), else_branch=constant(outside))
+        nodes = [helper.make_node('If', ['yes'], ['c'], **branches),
                  helper.make_node('Mul', ['x', 'c'], ['y'])]
         ends = [[helper.make_tensor_value_info(k, TensorProto.FLOAT, ['n', 'h', 'w', 3])] for k in 'xy']
         yes = helper.make_tensor('yes', TensorProto.BOOL, [], [True])
@@ -378,6 +388,7 @@ class ChannelsLast(nn.Module):
     def forward(self, x): return self.net(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+@pytest.mark.filterwarnings('ignore::DeprecationWarning')        # of torch's older exporter
 def test_white_box_as_a_graph(tmp_path):
     "Known by its kernels alone, so it gets blue, green, red; the same network one channel wider is not it."
     need_onnx()
@@ -390,7 +401,8 @@ def test_white_box_as_a_graph(tmp_path):
                           input_names=['photo'], dynamic_axes=dict(photo={1: 'h', 2: 'w'}))
         rival = load_rival(tmp_path/'w.onnx')
         assert rival.kind == kind and rival.bgr == (width == 32)
-        if width == 32: assert (rival(photo) - fed(whitebox_by_hand, state, photo, True, 4)).abs().max() < 2e-3
+        expected = fed(whitebox_by_hand, state, photo, True, 4)
+        if width == 32: assert (rival(photo) - expected).abs().max() < 2e-3
 
 
 def test_onnx_that_is_missing(tmp_path, monkeypatch):
@@ -422,8 +434,8 @@ def test_scenes_are_painted_once(world, tmp_path):
     said, out = [], tmp_path/'out'
     def again(file=world/'white.pth'):
         said.clear()
-        found = paint_methods({'White-box': file, 'b': world/'anime'}, world/'anime', world/'photos', out, 'cpu',
-                              say=said.append)
+        methods = {'White-box': file, 'b': world/'anime'}
+        found = paint_methods(methods, world/'anime', world/'photos', out, 'cpu', say=said.append)
         assert found == {'White-box': out/'scenes'/'White-box', 'b': world/'anime'}
         return int(said[0].removeprefix('White-box: White-box, ').split()[0])
     assert again() == 4 and again() == 0
@@ -437,7 +449,7 @@ def test_scenes_are_painted_once(world, tmp_path):
     assert again() == 1 and again() == 0
     other = tmp_path/'other.pth'
     torch.save(filled(whitebox_layout(3)), other)
-    assert again(other) == 4 and again(other) == 0 and again() == 4           # what lies there is of the others
+    assert again(other) == 4 and again(other) == 0 and again() == 4      # what lies there is of the others
     record = out/'scenes'/'White-box.jsonl'
     last = record.read_text().splitlines()[-4:]
     record.write_text('\n'.join(last)[:-9])                                     # killed while it was written
@@ -469,7 +481,7 @@ def test_what_is_weights_and_what_is_a_folder(world, tmp_path, monkeypatch):
     for name in ('drawn', 'shinkai', 'hf:someone/net', 'missing.onnx', 'missing.pth', world/'white.pth'):
         assert is_rival(name), name
     assert is_rival(Path('hf:someone/net')) and not is_rival(world/'photos') and not is_rival('nowhere')
-    (tmp_path/'drawn').mkdir()                                                  # a folder of results of that name
+    (tmp_path/'drawn').mkdir()                                            # a folder of results of that name
     assert not is_rival('drawn') and paint_methods({'a': 'drawn'}, None) == {'a': 'drawn'}
     ResnetGenerator(ngf=4, n_blocks=1).save_pretrained(tmp_path/'saved')
     assert is_rival(tmp_path/'saved')
@@ -510,7 +522,8 @@ def test_at_the_command_line(world, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('words,status,text', [
-    (['a={world}/white.pth'], 2, '--photos'), ([], 2, 'nothing to compare'), (['--method', 'a'], 2, 'NAME=FILE'),
+    (['a={world}/white.pth'], 2, '--photos'), ([], 2, 'nothing to compare'),
+    (['--method', 'a'], 2, 'NAME=FILE'),
     (['a={world}/none.pth', '--photos', '{world}/photos'], 1, 'no such file'),
     (['a=x', '--method', 'a=y'], 2, 'name of its own')], ids=str)
 def test_the_command_line_refuses(world, tmp_path, words, status, text):
