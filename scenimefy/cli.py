@@ -527,11 +527,14 @@ def evaluate_command(
 
 # %% ../nbs/15_cli.ipynb #exp-named
 def _named_folders(words:List[str]) -> dict: # {name: folder}
-    "The methods that were given as NAME=DIR."
+    "The methods that were given as NAME=DIR or NAME=FILE."
     from scenimefy.core import SettingsError
     pairs = [word.partition('=') for word in words]
     bad = [word for word, (name, _, path) in zip(words, pairs) if not name or not path]
-    if bad: raise SettingsError(f"{', '.join(bad)}: a method is given as NAME=DIR, such as CUT=results/cut")
+    if not words: raise SettingsError('there is nothing to compare; give NAME=DIR or NAME=FILE')
+    if bad:
+        raise SettingsError(f"{', '.join(bad)}: a method is given as NAME=DIR or NAME=FILE, "
+                            'such as CUT=results/cut or CUT=latest_net_G.pth')
     names = [name for name, _, _ in pairs]
     taken = sorted({name for name in names if names.count(name) > 1 or name == 'photos'})
     if taken:
@@ -543,14 +546,22 @@ def _named_folders(words:List[str]) -> dict: # {name: folder}
 @app.command('compare')
 def compare_command(
     reference: _Reference,
-    methods: Annotated[List[str], typer.Argument(
-        metavar='NAME=DIR...', help='One folder per method.', show_default=False)],
-    out: Annotated[Path, _folder('For metrics.json, the statistics and a page of pictures.', '-o', '--out')],
+    out: Annotated[Path, _folder('For metrics.json, the statistics, a page of pictures, and scenes that '
+                                 'methods painted.', '-o', '--out')],
+    methods: Annotated[Optional[List[str]], typer.Argument(
+        metavar='NAME=DIR|FILE...', show_default=False,
+        help='A folder of pictures for each method; or its weights (.onnx, .pth, .safetensors, or a name as '
+             'in stylize), which paint the --photos first, once.')] = None,
+    more: Annotated[Optional[List[str]], typer.Option(
+        '--method', metavar='NAME=DIR|FILE', show_default=False, help='One more of them.')] = None,
     photos: _Photos = None, features: _Features = 'inception', device: _Device = 'auto', resize: _Resize = 0):
     "Several methods against one reference, as Table 1 has them; with --photos what each keeps of them."
     from scenimefy.evaluate import compare
-    report = compare(_named_folders(methods), reference, photos, features, out, device,
-                     progress=sys.stderr.isatty(), resize=resize)
+    from scenimefy.rivals import paint_methods
+    def say(text): typer.echo(text, err=True)
+    named, shown = _named_folders([*(methods or []), *(more or [])]), sys.stderr.isatty()
+    folders = paint_methods(named, reference, photos, out, device, shown, resize, say)
+    report = compare(folders, reference, photos, features, out, device, progress=shown, resize=resize)
     _print_report(report, out)
 
 # %% ../nbs/15_cli.ipynb #exp-ablate

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_TABLE_1', 'Survey', 'survey', 'Summary', 'summarize', 'save_summary', 'read_summary', 'measure_set',
-           'halves', 'measure_pairs', 'comparison_rows', 'kept_rows', 'compare', 'evaluate']
+           'halves', 'measure_pairs', 'comparison_rows', 'kept_rows', 'check_photos', 'compare', 'evaluate']
 
 # %% ../nbs/11c_evaluate.ipynb #exp-imports
 import json, platform, unicodedata
@@ -435,6 +435,19 @@ def _check_request(methods, reference, photos, features, out):
     if any(Path(out).resolve() == Path(f).resolve() for f in given):
         raise UserError(f'{out}: this is a folder of pictures; give another one with -o')
 
+def _look_at(reference, progress, resize) -> tuple: # its `Summary` or None, its `Survey`
+    "The reference: a folder, or statistics in a file."
+    if Path(reference).suffix not in ('.safetensors', '.npz'):
+        return None, survey('reference', reference, progress, resize)
+    target = read_summary(reference)
+    _check_resize(target, reference, resize)
+    return target, Survey('reference', Path(reference), sizes=_sizes_of(target.about))
+
+def check_photos(photos, reference, resize:int=0, progress:bool=False):
+    "`UserError` for what `compare` would refuse in these two: to be asked before scenes are painted."
+    _, ref = _look_at(reference, progress, resize)
+    _preflight([survey('photos', photos, progress, resize), ref], multiple=32)
+
 def _look(methods, photos, progress, resize) -> tuple: # {name: Survey}, photos first; pairs that must match
     folders = {name: survey(name, folder, progress, resize) for name, folder in methods.items()}
     first, *others = folders.values()
@@ -489,12 +502,10 @@ def compare(methods:dict,            # {name: folder}
     """Measure folders against one reference. `UserError` if anything is wrong with them; all of it is said
     before the first network is loaded."""
     _check_request(methods, reference, photos, features, out)
-    device, saved = pick_device(str(device)), Path(reference).suffix in ('.safetensors', '.npz')
-    target = read_summary(reference) if saved else None
-    if saved: _check_resize(target, reference, resize)
+    device = pick_device(str(device))
+    target, ref = _look_at(reference, progress, resize)
+    saved = target is not None
     folders, partners = _look(methods, photos, progress, resize)
-    if saved: ref = Survey('reference', Path(reference), sizes=_sizes_of(target.about))
-    else: ref = survey('reference', reference, progress, resize)
     _preflight([*folders.values(), ref], partners, 1 if photos is None else 32)
 
     if out: make_folder(out)
