@@ -153,15 +153,15 @@ def total_variation(images:Tensor # (B,C,H,W)
     return right.square().mean() + down.square().mean()
 
 # %% ../nbs/12c_whitebox.ipynb #exp-settings
-WHITEBOX = {**only(), 'decay': 'none', 'content': 'tokens', 'lam_content': 2.}   # no term of Stage 3
+WHITEBOX = {**only(), 'decay': 'none', 'content': 'tokens', 'lam_content': 1.}   # no term of Stage 3
 
 @dataclass(frozen=True)
 class WhiteboxSettings(BaselineSettings):
     "The weights of White-box CartoonGAN; `WHITEBOX` holds what else differs from Stage 3."
     method:        str   = opt('White-box', 'whose losses', 'ours', choices=('White-box',))
-    lam_surface:   float = opt(.1, 'adversarial term on surfaces', 'White-box: 0.1 in its code', lo=0.)
-    lam_texture:   float = opt(1., 'adversarial term on textures', 'White-box: 1 in its code', lo=0.)
-    lam_structure: float = opt(1., 'features of the output against those of its structure',
+    lam_surface:   float = opt(.5, 'adversarial term on surfaces', 'ours: White-box has 0.1 in its code', lo=0.)
+    lam_texture:   float = opt(3., 'adversarial term on textures', 'ours: White-box has 1 in its code', lo=0.)
+    lam_structure: float = opt(.5, 'features of the output against those of its structure',
                                'ours: White-box has 200 for VGG-19, as for the content', lo=0.)
     lam_tv:        float = opt(1., 'total variation', 'ours: White-box has 10000, divided by all pixels',
                                lo=0.)
