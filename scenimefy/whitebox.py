@@ -159,14 +159,13 @@ WHITEBOX = {**only(), 'decay': 'none', 'content': 'tokens', 'lam_content': 1.}  
 class WhiteboxSettings(BaselineSettings):
     "The weights of White-box CartoonGAN; `WHITEBOX` holds what else differs from Stage 3."
     method:        str   = opt('White-box', 'whose losses', 'ours', choices=('White-box',))
-    lam_surface:   float = opt(.5, 'adversarial term on surfaces', 'ours: White-box has 0.1 in its code', lo=0.)
-    lam_texture:   float = opt(3., 'adversarial term on textures', 'ours: White-box has 1 in its code', lo=0.)
+    lam_surface:   float = opt(.5, 'adversarial term on surfaces', 'ours: its released code has 0.1', lo=0.)
+    lam_texture:   float = opt(3., 'adversarial term on textures', 'ours: its released code has 1', lo=0.)
     lam_structure: float = opt(.5, 'features of the output against those of its structure',
-                               'ours: White-box has 200 for VGG-19, as for the content', lo=0.)
-    lam_tv:        float = opt(1., 'total variation', 'ours: White-box has 10000, divided by all pixels',
-                               lo=0.)
+                               'ours: its released code has 200, for VGG-19', lo=0.)
+    lam_tv:        float = opt(1., 'total variation', 'ours: its released code has 10000, per pixel', lo=0.)
     power:         float = opt(1., 'exponent of the colors in the structure',
-                               'ours: White-box has 1.2, here the tone is given', lo=.1, hi=10.)
+                               'ours: 1.2 in their paper, here the tone is given', lo=.1, hi=10.)
 
 def whitebox_weights(cfg:WhiteboxSettings, epoch:int) -> dict:
     "What each term counts at `epoch`; in the warm-up the content learns alone."
