@@ -326,6 +326,10 @@ def test_gradients_are_averaged_before_every_update(world, tmp_path):
     r.sync_gradients = lambda names: log.append(('average', names))
     whitebox_step(r, first_batch(r), whitebox_weights(r.cfg, 1))
     assert [what if n == 'average' else n for n, what in log] == [['D_s'], 'D_s', ['D_t'], 'D_t', ['G'], 'G']
+    taken = dict(entry for entry in log if entry[0] != 'average')
+        for k, p in getattr(r.nets, critic).named_parameters():
+            assert torch.equal(p.grad, taken[critic][k])
+        for k, p in getattr(r.nets, critic).named_parameters(): assert torch.equal(p.grad, taken[critic][k])
 
 
 def test_what_has_no_weight_has_no_critic(world, tmp_path):
@@ -343,6 +347,8 @@ def test_critics_follow_from_the_seed(world, tmp_path):
     for name, channels in (('D_s', 3), ('D_t', 1)):
         assert torch.equal(first(name), first(name)) and first(name).shape[1] == channels
         assert not torch.equal(first(name), first(name, seed=1))
+    def depth(n): return len(list(start(world, tmp_path/'s', n_layers=n).nets.D_s.parameters()))
+    assert depth(1) < depth(2) < depth(3)
     assert first('D_s', init='xavier').std() < .03 < first('D_s').std()
 
 
