@@ -165,7 +165,7 @@ class WhiteboxSettings(BaselineSettings):
                                'ours: its released code has 200, for VGG-19', lo=0.)
     lam_tv:        float = opt(1., 'total variation', 'ours: its released code has 10000, per pixel', lo=0.)
     power:         float = opt(1., 'exponent of the colors in the structure',
-                               'ours: 1.2 in their paper, here the tone is given', lo=.1, hi=10.)
+                               'ours: Wang and Yu have 1.2; here the tone is given', lo=.1, hi=10.)
 
 def whitebox_weights(cfg:WhiteboxSettings, epoch:int) -> dict:
     "What each term counts at `epoch`; in the warm-up the content learns alone."
