@@ -174,6 +174,7 @@ def test_gradient_reaches_chosen_pixels_only_and_passes_through_no_choice():
     x = noise('gradient', 2, 3, 24, 24).requires_grad_()
     weight = noise('weight', 5, 1, 8, 8)
     (salient_patches(x, 8, 4, 5)*weight).sum().backward()
+    assert not saliency(x).requires_grad           # a map that remembers its pictures would cost memory
     places = most_salient(saliency(x.detach()), 8, 4, 5)
     inside = torch.zeros(2, 24, 24, dtype=torch.bool)
     for b, t, l in places.tolist(): inside[b, t:t + 8, l:l + 8] = True
@@ -232,6 +233,8 @@ def test_who_learns_from_what(world, tmp_path):
     ctss_step(r, batch, w)
     assert [name for name, _ in log] == ['D', 'D_s', 'G']
     taken, nets = dict(log), r.nets
+    for name in ('D', 'D_s'):          # the translator's step left their gradients alone
+        for key, p in getattr(nets, name).named_parameters(): assert torch.equal(p.grad, taken[name][key])
     made, real = r.patches(nets.G(x).detach(), .75), r.patches(y, .5)
     loss = .5*((nets.D_s(real) - 1).square().mean() + nets.D_s(made).square().mean())
     for key, slope in slopes(loss, nets.D_s).items():
@@ -246,24 +249,29 @@ def test_who_learns_from_what(world, tmp_path):
 
 
 def test_patches_of_anime_and_of_translations_move_by_their_own_hops(world, tmp_path, monkeypatch):
-    r, asked = start(world, tmp_path, n_salient=3), []
+    r, asked = start(world, tmp_path, n_salient=3, batch=2), []
     def listen(images, side, hop, n):
         asked.append((side, hop, n))
         return torch.zeros(n, 1, side, side) + 0*images.mean()
     monkeypatch.setattr(S, 'salient_patches', listen)
     r.take_step(first_batch(r))
-    assert sorted(asked) == [(12, 6, 3), (12, 9, 3)]
+    assert sorted(asked) == [(12, 6, 6), (12, 9, 6)]          # three for each of two pictures
 
 
-def test_critics_and_content_see_the_tone_of_the_goal(world, tmp_path):
+def test_critics_content_and_colors_see_the_tone_of_the_goal(world, tmp_path):
     r, shown = start(world, tmp_path, tone='style'), {}
     x, _, _, _ = batch = first_batch(r)
     def critic_step(name, real, fakes):
         shown[name] = fakes[0][0]
         return torch.zeros(())
     r.critic_step = critic_step
-    ctss_step(r, batch, saliency_weights(r.cfg, 1))
+    got = ctss_step(r, batch, saliency_weights(r.cfg, 1))
     goal = map_colors(x, r.nets.palette)
+    with torch.no_grad():
+        for source, same in ((goal, True), (x, False)):
+            content = (r.tokens(shown['D']) - r.tokens(source)).abs().mean()
+            color = color_reconstruction(shown['D'], source)
+            assert (abs(got['content'] - content) < 1e-5) == same == (abs(got['color'] - color) < 1e-5)
     assert (shown['D'].mean((2, 3)) - goal.mean((2, 3))).abs().max() < .02
     assert torch.equal(shown['D_s'], r.patches(shown['D'], .75))
 
