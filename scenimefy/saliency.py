@@ -110,8 +110,8 @@ class SaliencySettings(BaselineSettings):
     method:      str   = opt('CTSS', 'whose losses', 'ours', choices=('CTSS',))
     lam_patch:   float = opt(1., 'adversarial term of the salient patches (D_s)',
                              'CTSS code: as much as that of whole pictures', lo=0.)
-    lam_tv:      float = opt(.01, 'total variation of the translation', 'ours: the CTSS code has 1 beside 300',
-                             lo=0.)
+    lam_tv:      float = opt(.01, 'total variation of the translation',
+                             'ours: the CTSS code has 1 beside 300', lo=0.)
     patch_share: float = opt(.375, "side of a patch, as a share of the picture's", 'CTSS code: 96 of 256 px',
                              lo=.01, hi=1.)
     n_salient:   int   = opt(4, 'salient patches, for each picture of the mini-batch', 'CTSS code',
