@@ -16,13 +16,16 @@ from scenimefy.finetune import FinetuneSettings
 from scenimefy.runs import RunSettings
 from scenimefy.selection import SelectSettings
 from scenimefy.pretrain import PretrainSettings
+from scenimefy.saliency import SaliencySettings
 from scenimefy.semisup import SemisupSettings, _Objective, _TermWeights
 from scenimefy.stylize import StylizeSettings
 from scenimefy.teachers import ClipSettings, SegmenterSettings
+from scenimefy.toonify import ToonifySettings
+from scenimefy.whitebox import WhiteboxSettings
 
 CLASSES = [AblateSettings, BakeSettings, BaselineSettings, ClipSettings, DemoSettings, FinetuneSettings,
-           Look, PretrainSettings, RunSettings, SegmenterSettings, SelectSettings, SemisupSettings,
-           StylizeSettings, _Objective, _TermWeights]
+           Look, PretrainSettings, RunSettings, SaliencySettings, SegmenterSettings, SelectSettings,
+           SemisupSettings, StylizeSettings, ToonifySettings, WhiteboxSettings, _Objective, _TermWeights]
 
 PAPER = {
     'FinetuneSettings': dict(
@@ -36,9 +39,10 @@ PAPER = {
     'PretrainSettings': dict(size='§4.1')}
 PAPER['TermWeights'] = {k: v for k, v in PAPER['SemisupSettings'].items() if k.startswith('lam_')}
 PAPER['_Objective'] = PAPER['TermWeights']
-PAPER['BaselineSettings'] = PAPER['SemisupSettings']      # a rival is trained by the same run
+for rival in ('BaselineSettings', 'SaliencySettings', 'WhiteboxSettings'):   # trained by the same run
+    PAPER[rival] = PAPER['SemisupSettings']
 OTHERS = ('released code', 'released weights', 'StyleGAN2 code by rosinality', 'ours',
-          'CartoonGAN', 'AnimeGAN')
+          'CartoonGAN', 'AnimeGAN', 'CTSS')
 
 
 def every_class():
