@@ -97,7 +97,7 @@ def load_pipeline(name,             # a saved folder, or OWNER/NAME[@REVISION] o
     dtype = torch.float16 if device.type == 'cuda' else torch.float32
     try:
         pipeline = AutoPipelineForImage2Image.from_pretrained(
-            place, revision=revision, torch_dtype=dtype, use_safetensors=True, trust_remote_code=False,
+            place, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False,
             local_files_only=offline())
     except Exception as e:      # of several libraries, and not the same ones in each version
         why = textwrap.shorten(str(e), 200, placeholder=' …')

@@ -175,7 +175,7 @@ def model(tmp_path_factory):
         block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=64,
         down_block_types=('DownEncoderBlock2D',)*2, up_block_types=('UpDecoderBlock2D',)*2)
     schedule = diffusers.DDIMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear',
-                                       clip_sample=False, set_alpha_to_one=False)
+                                       clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     pipeline = diffusers.StableDiffusionPipeline(
         vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=schedule,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
@@ -225,8 +225,8 @@ def test_the_path_from_photo_to_picture_by_hand(model, photos):
     both = torch.cat([meaning(''), meaning('a village')])
     beta = torch.linspace(.00085**.5, .012**.5, 1000).square()
     kept = (1 - beta).cumprod(0)
-    x = kept[332]**.5*code + (1 - kept[332])**.5*noise                     # 6 times: 830 664 498 332 166 0
-    for now, then in ((332, 166), (166, 0), (0, None)):
+    x = kept[333]**.5*code + (1 - kept[333])**.5*noise                     # 6 times: 831 665 499 333 167 1
+    for now, then in ((333, 167), (167, 1), (1, None)):
         without, with_prompt = parts['unet'](torch.cat([x, x]), now, both).sample.chunk(2)
         noise = without + 3.*(with_prompt - without)
         best = (x - (1 - kept[now])**.5*noise)/kept[now]**.5
