@@ -435,10 +435,11 @@ def finetune_command(
     typer.echo(f'{weights}  ← scenimefy pairs --source {source} --target {weights} -o PAIRS')
 
 # %% ../nbs/15_cli.ipynb #exp-pairsource
-_Diffusion = _maybe(str, 'NAME|DIR', 'Let this diffusion model of diffusers repaint --photos, in place of two '
-                                     'StyleGANs.')
+_Diffusion = _maybe(str, 'NAME|DIR', 'A diffusion model of diffusers that repaints --photos, in place of '
+                                     'two StyleGANs.')
 _Repainted = Annotated[Optional[List[Path]], _folder('Photos for --diffusion.', '--photos')]
-_Prompt = _maybe(str, 'TEXT', 'What --diffusion paints [a landscape of an anime film].')
+_Prompt = _maybe(str, 'TEXT', 'What --diffusion paints [anime background painting, landscape, clear '
+                             'colors, clean lines].')
 _Noise = _maybe(float, '0..1', 'How far --diffusion goes away from the photo [0.5].')
 
 def _pair_source(cfg, source, target, diffusion, device, **repaint):

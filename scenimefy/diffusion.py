@@ -26,9 +26,20 @@ def _signed(pipeline) -> str:
     said += [f'{name} {value}' for name, value in sorted(schedule.items()) if not name.startswith('_')]
     return hashlib.sha256('\n'.join(said).encode()).hexdigest()[:16]
 
-# %% ../nbs/08e_diffusion.ipynb #exp-pairs
+# %% ../nbs/08e_diffusion.ipynb #exp-checks
 PROMPT = 'anime background painting, landscape, clear colors, clean lines'
 
+def _check_strength(strength, steps):
+    if not 0 < strength <= 1:
+        raise SettingsError(f'strength = {strength} must lie above 0 and be at most 1')
+    if int(steps*strength) < 1:
+        raise SettingsError(f'strength = {strength} leaves none of {steps} steps to run; raise one of them')
+
+def _trained_size(pipeline) -> int: # px; 512 if it does not say
+    side = getattr(getattr(getattr(pipeline, 'unet', None), 'config', None), 'sample_size', None)
+    return side*pipeline.vae_scale_factor if isinstance(side, int) else 512
+
+# %% ../nbs/08e_diffusion.ipynb #exp-pairs
 class DiffusionPairs:
     "Your photos, and what an image-to-image diffusion model paints over them."
     length = None
@@ -36,7 +47,7 @@ class DiffusionPairs:
                  pipeline,                # for `load_pipeline`, or a pipeline
                  prompt:str=PROMPT,       # what to paint
                  strength:float=.5,       # in (0,1]: how much noise the photo gets
-                 guidance:float=7.5,      # how strongly the prompt steers; 1 or less: no more than it does alone
+                 guidance:float=7.5,      # how strongly the prompt steers
                  steps:int=50,            # of a picture from nothing; `strength` of them are run
                  size:int=None,           # px, a multiple of 32; None: what the model was trained at
                  device:str='auto'):      # for `load_pipeline`
@@ -48,9 +59,9 @@ class DiffusionPairs:
         self.cut = Windows(size or _trained_size(self.pipeline))
         self.prompt, self.how = prompt, dict(strength=strength, guidance_scale=guidance,
                                              num_inference_steps=steps)
-        self.about = (f'{len(self.files)} photos {signature(self.files)}, diffusion {_signed(self.pipeline)}, '
-                      f'"{prompt}", strength {strength:g}, guidance {guidance:g}, {steps} steps, '
-                      f'{self.cut.size} px')
+        self.about = (f'{len(self.files)} photos {signature(self.files)}, '
+                      f'diffusion {_signed(self.pipeline)}, "{prompt}", strength {strength:g}, '
+                      f'guidance {guidance:g}, {steps} steps, {self.cut.size} px')
 
     def _window(self, seed:int, dice) -> Tensor: # (3,size,size)
         _, (im,) = self.shelf.take(seed % len(self.shelf))
@@ -68,17 +79,6 @@ class DiffusionPairs:
             warnings.warn(f'left out: the safety checker of the model flagged pair {seeds[k]}')
             anime[k] = torch.nan                                         # never accepted
         return photo.to(anime.device), anime
-
-# %% ../nbs/08e_diffusion.ipynb #exp-checks
-def _check_strength(strength, steps):
-    if not 0 < strength <= 1:
-        raise SettingsError(f'strength = {strength} must lie above 0 and be at most 1')
-    if int(steps*strength) < 1:
-        raise SettingsError(f'strength = {strength} leaves none of {steps} steps to run; raise one of them')
-
-def _trained_size(pipeline) -> int: # px; 512 if it does not say
-    side = getattr(getattr(getattr(pipeline, 'unet', None), 'config', None), 'sample_size', None)
-    return side*pipeline.vae_scale_factor if isinstance(side, int) else 512
 
 # %% ../nbs/08e_diffusion.ipynb #exp-load
 def _place(name) -> tuple: # (folder or OWNER/NAME, revision)

@@ -5,19 +5,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 import scenimefy.cli as cli
-from scenimefy.core import SettingsError, UserError, seeded, to_model
+from scenimefy.core import SettingsError, UserError, seeded, to_image, to_model
 from scenimefy.data import PairedSet
 from scenimefy.diffusion import PROMPT, DiffusionPairs, load_pipeline
 from scenimefy.painters import render
-from scenimefy.selection import digest, make_pairs, read_scores, signature
-from scenimefy.core import to_image
+from scenimefy.selection import make_pairs, read_scores, signature
 
 from test_selection import Colors, cfg, everything
 
@@ -74,7 +72,8 @@ def test_what_the_model_is_asked(photos):
 def test_about_tells_sources_apart(photos):
     start = pairs_of(photos).about
     ways = [dict(prompt='other'), dict(strength=.6), dict(guidance=3.), dict(steps=20)]
-    said = [pairs_of(photos, **how).about for how in ways] + [DiffusionPairs(photos, Painter(), size=96).about]
+    said = [pairs_of(photos, **how).about for how in ways]
+    said.append(DiffusionPairs(photos, Painter(), size=96).about)
     (photos/'1.png').write_bytes((photos/'0.png').read_bytes())          # the same name, another picture
     said.append(pairs_of(photos).about)
     assert len({start, *said}) == 7 and pairs_of(photos).about == said[-1]
