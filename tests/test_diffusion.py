@@ -8,6 +8,7 @@ import nbformat
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import scenimefy.cli as cli
@@ -278,10 +279,13 @@ class Canary:
     ('vae', 'diffusion_pytorch_model.safetensors', 'diffusion_pytorch_model.bin'),
     ('text_encoder', 'model.safetensors', 'pytorch_model.bin')])
 def test_nothing_is_unpickled(model, tmp_path, part, name, bad):
+    "Neither sound weights in a pickle nor a pickle that runs something."
     mine = copy_of(model, tmp_path/'m')
+    sound = load_file(mine/part/name)
     (mine/part/name).unlink()
-    torch.save(Canary(tmp_path/'ran'), mine/part/bad)
-    with pytest.raises(UserError, match='cannot load a diffusion model'): load_pipeline(mine, 'cpu')
+    for content in (sound, Canary(tmp_path/'ran')):
+        torch.save(content, mine/part/bad)
+        with pytest.raises(UserError, match='cannot load a diffusion model'): load_pipeline(mine, 'cpu')
     assert not (tmp_path/'ran').exists()
 
 
@@ -318,3 +322,15 @@ def test_the_command_from_photos_to_pairs(model, photos, tmp_path):
     made_by = json.loads((tmp_path/'pairs'/'source.json').read_text())['source']
     assert '"a village", strength 0.1, guidance 7.5, 50 steps, 64 px' in made_by
     assert 'a village' in (tmp_path/'pairs'/'report.html').read_text(encoding='utf8')
+
+
+def test_offline_and_revision_reach_the_loader(monkeypatch):
+    diffusers, heard = pytest.importorskip('diffusers'), []
+    def from_pretrained(place, **how):
+        heard.append((place, how['revision'], how['local_files_only']))
+        raise OSError('enough')
+    monkeypatch.setattr(diffusers.AutoPipelineForImage2Image, 'from_pretrained', from_pretrained)
+    for offline in '01':
+        monkeypatch.setenv('SCENIMEFY_OFFLINE', offline)
+        with pytest.raises(UserError, match='enough'): load_pipeline('hf:owner/name@v1', 'cpu')
+    assert heard == [('owner/name', 'v1', False), ('owner/name', 'v1', True)]
