@@ -434,6 +434,28 @@ def finetune_command(
     weights = finetune(cfg, source, anime, out, resume=resume, device=device, backup=backup)
     typer.echo(f'{weights}  ← scenimefy pairs --source {source} --target {weights} -o PAIRS')
 
+# %% ../nbs/15_cli.ipynb #exp-pairsource
+_Diffusion = _maybe(str, 'NAME|DIR', 'A diffusion model of diffusers that repaints --photos, in place of '
+                                     'two StyleGANs.')
+_Repainted = Annotated[Optional[List[Path]], _folder('Photos for --diffusion.', '--photos')]
+_Prompt = _maybe(str, 'TEXT', 'What --diffusion paints [anime background painting, landscape, clear '
+                             'colors, clean lines].')
+_Noise = _maybe(float, '0..1', 'How far --diffusion goes away from the photo [0.5].')
+
+def _pair_source(cfg, source, target, diffusion, device, **repaint):
+    "Two StyleGANs, or a diffusion model with its photos, prompt and strength."
+    from scenimefy.core import SettingsError
+    from scenimefy.diffusion import DiffusionPairs
+    from scenimefy.selection import StyleganPairs
+    given = {name: value for name, value in repaint.items() if value not in (None, [])}
+    if not diffusion:
+        if given: raise SettingsError(f'--{next(iter(given))} belongs to --diffusion NAME|DIR; add that')
+        usual_source, usual_target = _usual_networks(cfg.base)
+        return StyleganPairs(source or usual_source, target or usual_target, cfg.psi, device)
+    if source or target: raise SettingsError('--diffusion replaces --source and --target; leave these out')
+    if 'photos' not in given: raise SettingsError('--diffusion repaints photos; add --photos DIR')
+    return DiffusionPairs(pipeline=diffusion, device=device, **given)
+
 # %% ../nbs/15_cli.ipynb #exp-pairs
 @_with_settings('selection', 'SelectSettings')
 def pairs_command(
@@ -441,6 +463,7 @@ def pairs_command(
     source: Annotated[Optional[str], _network('The StyleGAN that paints photos [lhq, tiny tiny].')] = None,
     target: Annotated[Optional[str], _network(
         'The one fine-tuned from it [shinkai-stylegan, tiny tiny-anime].')] = None,
+    diffusion: _Diffusion = None, photos: _Repainted = None, prompt: _Prompt = None, strength: _Noise = None,
     old: Annotated[Optional[Path], _folder(
         'Apply this rule to the scores of an older folder of pairs; nothing is segmented again.',
         '--recut')] = None,
@@ -449,12 +472,12 @@ def pairs_command(
     from scenimefy.core import UserError
     from scenimefy.priors import load_segmenter
     from scenimefy.report import write_report
-    from scenimefy.selection import Hopeless, SelectSettings, StyleganPairs, make_pairs, recut
+    from scenimefy.selection import Hopeless, SelectSettings, make_pairs, recut
     if old and not (old/'scores.jsonl').exists():
         raise UserError(f'{old} holds no scores.jsonl; --recut wants a folder that `scenimefy pairs` made')
     cfg = _settings_for(SelectSettings, preset, flags, old)
-    usual_source, usual_target = _usual_networks(cfg.base)
-    made_by = StyleganPairs(source or usual_source, target or usual_target, cfg.psi, device)
+    made_by = _pair_source(cfg, source, target, diffusion, device, photos=photos, prompt=prompt,
+                           strength=strength)
     segmenter = load_segmenter(cfg.segmenter, device)
     try: made = recut(old, cfg, out, made_by) if old else make_pairs(cfg, made_by, segmenter, out)
     except Hopeless:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['lbce_released', 'n_categories', 'agreement', 'nll', 'score_pairs', 'PairSource', 'digest', 'StyleganPairs',
-           'FolderPairs', 'WorldPairs', 'SelectSettings', 'passes', 'choose', 'read_scores', 'Hopeless', 'Selected',
-           'make_pairs', 'recut']
+           'signature', 'FolderPairs', 'WorldPairs', 'SelectSettings', 'passes', 'choose', 'read_scores', 'Hopeless',
+           'Selected', 'make_pairs', 'recut']
 
 # %% ../nbs/08_selection.ipynb #exp-imports
 import functools, hashlib, json, math, re, shutil, warnings
@@ -135,6 +135,16 @@ class StyleganPairs:
         w_plus, noise = self.draw(seeds)
         return self.source.synthesis(w_plus, noise), self.target.synthesis(w_plus, noise)
 
+# %% ../nbs/08_selection.ipynb #exp-signature
+def _digest_of_file(file) -> str:
+    try: return sha256_of(file)
+    except OSError: return 'unreadable'
+
+def signature(files) -> str:
+    "Sixteen letters that change with the names, the order and the contents of files."
+    text = '\n'.join(f'{file.name} {_digest_of_file(file)}' for file in files)
+    return hashlib.sha256(text.encode('utf8', 'surrogateescape')).hexdigest()[:16]
+
 # %% ../nbs/08_selection.ipynb #exp-folderpairs
 class FolderPairs:
     "Your own pairs: seed i is the i-th pair of `trainA` and `trainB`; names and contents are signed."
@@ -143,13 +153,8 @@ class FolderPairs:
         self.files, self.transform = match_pairs(folder), Transform(size)
         self.device = pick_device(device)
         self.length = len(self.files)
-        text = '\n'.join(f'{f.name} {self._digest(f)}' for pair in self.files for f in pair)
-        signature = hashlib.sha256(text.encode('utf8', 'surrogateescape')).hexdigest()[:16]
-        self.about = f'{self.length} pairs of files, {signature}, {size} px'
-
-    def _digest(self, file) -> str:
-        try: return sha256_of(file)
-        except OSError: return 'unreadable'
+        signed = signature([file for pair in self.files for file in pair])
+        self.about = f'{self.length} pairs of files, {signed}, {size} px'
 
     def _read(self, file) -> Tensor:
         try: return self.transform(read_image(file))
