@@ -45,7 +45,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=shlex.split(cfg['requirements']),
     extras_require={name: shlex.split(cfg[f'{name}_requirements'])
-                    for name in ('dev', 'heif', 'app', 'onnx', 'course', 'site')},
+                    for name in ('dev', 'heif', 'app', 'onnx', 'diffusion', 'course', 'site')},
     entry_points={'console_scripts': shlex.split(cfg['console_scripts']),
                   'nbdev': [f"{cfg['lib_name']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,
