@@ -448,13 +448,15 @@ def choose_plan(net, # `ResnetGenerator`
     "None for one piece, else a plan of `PLANS`; `UserError` if no plan fits."
     weight = next(net.parameters())
     room, held = memory_free(weight.device), _resident() if weight.device.type == 'cpu' else 0
-    if max_memory is not None: room = min(max_memory - held, max_memory if room is None else room)
+    rest = 'are free'
+    if max_memory is not None and (room is None or max_memory - held < room):
+        room, rest = max_memory - held, f'are left of the {max_memory/1e9:.1f} GB that it may hold in all'
     need = batch*memory_needed(h, w, net.ngf, weight.element_size()*8)
     strips = is_untouched(net)
     if not (strips and _is_cpu_float(net)) and (room is None or need <= room): return None
     for plan in PLANS if strips else ():
         need = strip_memory(h, w, net.ngf, plan) + 24*h*w*(batch - 1)
         if room is None or need <= room: return plan
-    least = need if max_memory is None else need + held
-    raise UserError(f'a {w}×{h} picture needs about {least/1e9:.1f} GB of memory on {weight.device}, and '
-                    f'{(max_memory or room)/1e9:.1f} GB are there; make it smaller, or allow more')
+    raise UserError(f'a {w}×{h} picture needs about {need/1e9:.1f} GB of memory on {weight.device}, beside '
+                    f'what the program holds already, and {max(room, 0)/1e9:.1f} GB {rest}; make it smaller, '
+                    'or allow more')

@@ -155,6 +155,16 @@ def test_translate_takes_strips_when_memory_is_short(net, monkeypatch):
     assert plans == ['quarter']
 
 
+def test_what_does_not_fit_is_said_in_numbers_that_are_true(net, monkeypatch):
+    monkeypatch.setattr(fast, '_resident', lambda: 700_000_000)
+    monkeypatch.setattr(fast, 'memory_free', lambda device: 5*10**9)
+    with pytest.raises(UserError, match=r'and 0\.3 GB are left of the 1\.0 GB that it may hold'):
+        fast.choose_plan(net, 40_000, 40_000, 10**9)
+    monkeypatch.setattr(fast, 'memory_free', lambda device: 2*10**8)      # less than the limit leaves
+    for limit in (10**9, None):
+        with pytest.raises(UserError, match=r'and 0\.2 GB are free'): fast.choose_plan(net, 40_000, 40_000, limit)
+
+
 def test_touched_networks_and_low_precision_run_in_one_piece(net, monkeypatch):
     x = picture(32, 32)
     monkeypatch.setattr('scenimefy.stylize.strip_pass', None)      # calling it would raise
