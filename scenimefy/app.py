@@ -6,7 +6,8 @@
 __all__ = ['scene_of', 'example_photo', 'wipe_html', 'Worker', 'Visitors', 'serving', 'is_local', 'run_app']
 
 # %% ../nbs/10d_app.ipynb #exp-imports
-import contextlib, ipaddress, multiprocessing, os, shutil, signal, tempfile, threading, time
+import contextlib, ipaddress, multiprocessing, os, queue, shutil, signal, tempfile, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from markupsafe import Markup
@@ -16,7 +17,7 @@ from .core import SettingsError, UserError, to_image
 from .data import ImageError, read_image
 from .page import data_uri, shrink
 from .painters import render
-from .stylize import Stylizer, save_picture, stylize
+from .stylize import Stylizer, save_picture
 from .weights import find_weights
 from .world import HELD_OUT
 
@@ -25,12 +26,15 @@ def scene_of(photo,               # a file, or a PIL image
              side:int=None,       # the longer side of both pictures, px; None: as large as the photo
              strength:float=1.,   # 0 is the photo, 1 the full style
              weights='drawn',     # as in `stylize`
-             max_pixels:int=None  # of the file; larger ones are refused
+             max_pixels:int=None, # of the file; larger ones are refused
+             tell=None            # hears which share is done, from 0 to 1
             ) -> tuple:           # (photo, scene), PIL images of one size
     "What the page computes: the photo at the size that was asked for, and its anime scene."
     if not isinstance(photo, Image.Image): photo = read_image(photo, alpha=True, max_pixels=max_pixels)
     if side: photo = shrink(photo, side)
-    return photo, stylize(photo, weights, strength=strength)
+    painter = Stylizer(weights, strength=strength)
+    painter.tell = tell
+    return photo, painter.picture(photo)
 
 # %% ../nbs/10d_app.ipynb #exp-example
 def example_photo(side:int=512) -> Image.Image: # (side, 2/3 side)
@@ -73,14 +77,29 @@ def wipe_html(photo:Image.Image, scene:Image.Image, # of one size
                                       photo=data_uri(photo, side), scene=data_uri(scene, side))
 
 # %% ../nbs/10d_app.ipynb #exp-serve-jobs
+_OFTEN = .3    # seconds between two shares that are told
+
+def _teller(pipe):
+    "A function that sends the share of a job that is done through a pipe, but not too often."
+    last = 0.
+    def tell(share):
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _OFTEN: return
+        last = now
+        pipe.send(('share', share))
+    return tell
+
+# %% ../nbs/10d_app.ipynb #exp-do-jobs
 def _do_jobs(pipe):
     "Take jobs out of a pipe, and put results or errors in, until the other end is closed."
     signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C is for the page, which then ends this process
     with contextlib.suppress(EOFError, OSError):
         while True:
-            function, args = pipe.recv()
-            try: answer = function(*args), None
-            except Exception as error: answer = None, error
+            function, args, heard = pipe.recv()
+            more = dict(tell=_teller(pipe)) if heard else {}
+            try: answer = 'end', function(*args, **more), None
+            except Exception as error: answer = 'end', None, error
             pipe.send(answer)
 
 # %% ../nbs/10d_app.ipynb #exp-worker
@@ -97,17 +116,14 @@ class Worker:
 
     def run(self, owner:str,   # who waits for the result; one at a time
             seconds:float,     # the limit
-            function, *args):  # of a module
+            function, *args,   # of a module
+            tell=None):        # hears which share is done; the function then gets a `tell` of its own
         "`function(*args)` in the process; `UserError` if it takes too long or dies."
         if self.process is None or not self.process.is_alive(): self._start()
         self.owner = owner
         try:
-            self.pipe.send((function, args))
-            if not self.pipe.poll(seconds):
-                self.stop()
-                raise UserError(f'this took longer than {seconds:g} s and was stopped; choose something '
-                                'smaller or shorter')
-            result, error = self.pipe.recv()
+            self.pipe.send((function, args, tell is not None))
+            result, error = self._answer(seconds, tell)
         except (EOFError, OSError):
             self.stop()
             raise UserError('the computation was ended, perhaps because the memory was full; '
@@ -116,6 +132,16 @@ class Worker:
         if error: raise error
         return result
 
+    def _answer(self, seconds, tell): # (result, error)
+        end = time.monotonic() + seconds
+        while self.pipe.poll(max(0., end - time.monotonic())):
+            kind, *said = self.pipe.recv()
+            if kind == 'end': return said
+            tell(*said)
+        self.stop()
+        raise UserError(f'this took longer than {seconds:g} s and was stopped; choose something smaller or '
+                        'shorter')
+
     def stop(self, owner:str=None): # None: whoever owns the job
         "End the process, if it works for `owner`."
         if self.process is None or owner not in (None, self.owner): return
@@ -123,15 +149,17 @@ class Worker:
         self.process.join()
 
 # %% ../nbs/10d_app.ipynb #exp-job
-def _paint_photo(photo, out, name, *how): # `how`: the arguments of `scene_of` after the photo
+def _paint_photo(photo, out, name, *how, tell=None): # `how`: the arguments of `scene_of` after the photo
     "The job of the page: write the scene to `out`; the HTML of the wipe."
-    photo, scene = scene_of(photo or example_photo(), *how)
+    photo, scene = scene_of(photo or example_photo(), *how, tell=tell)
     save_picture(scene, out)
     return wipe_html(photo, scene, name)
 
-def _paint_film(film, out, strength, weights, max_pixels) -> list:
+def _paint_film(film, out, strength, weights, max_pixels, tell=None) -> list:
     "Write the film to `out`, every frame a scene; what one should know about it."
-    report = Stylizer(weights, max_pixels=max_pixels, strength=strength).video(film, out, progress=False)
+    painter = Stylizer(weights, max_pixels=max_pixels, strength=strength)
+    painter.tell = tell
+    report = painter.video(film, out, progress=False)
     for path, reason in report.failed: raise ImageError(path, reason)
     return report.notes
 
@@ -227,20 +255,20 @@ class _Desk:
         out = self.visitors.new_file(visitor, f'{Path(name).stem}-scene{suffix}')
         return upload and upload['path'], name, out
 
-    def photo(self, visitor:str, upload, size, strength, painter) -> tuple:
+    def photo(self, visitor:str, upload, size, strength, painter, tell=None) -> tuple:
         "(HTML of the wipe, file to download, what to say)"
         start, how = time.perf_counter(), (_chosen(_SIZES, size), strength, _chosen(self.painters, painter))
         photo, name, out = self._take(visitor, upload, '.png')
-        html = self.worker.run(visitor, _PHOTO, _paint_photo, photo, out, name, *how, self.max_pixels)
+        html = self.worker.run(visitor, _PHOTO, _paint_photo, photo, out, name, *how, self.max_pixels, tell=tell)
         with Image.open(out) as scene: width, height = scene.size
         return html, out, f'{width} × {height} px in {time.perf_counter() - start:.1f} s.'
 
-    def film(self, visitor:str, upload, strength, painter) -> tuple:
+    def film(self, visitor:str, upload, strength, painter, tell=None) -> tuple:
         "(the new film, what to say)"
         if not upload: raise UserError('choose a film first')
         start, how = time.perf_counter(), (strength, _chosen(self.painters, painter), self.max_pixels)
         film, _, out = self._take(visitor, upload, '.mp4')
-        notes = self.worker.run(visitor, _FILM, _paint_film, film, out, *how)
+        notes = self.worker.run(visitor, _FILM, _paint_film, film, out, *how, tell=tell)
         return out, ' '.join([f'Painted in {time.perf_counter() - start:.0f} s.', *notes])
 
     def leave(self, visitor:str):
@@ -262,6 +290,16 @@ def _photo_inputs(gr, painters) -> list: # components
     size = gr.Radio(list(_SIZES), value=list(_SIZES)[1], label='Longer side of the scene')
     return [photo, size, *_wishes(gr, painters)]
 
+# %% ../nbs/10d_app.ipynb #exp-busy
+def _while_busy(show, make, *args):
+    "`show(share)` for every share that `make` tells; the generator returns what `make` returned."
+    shares = queue.Queue()
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(make, *args, tell=shares.put)
+        job.add_done_callback(lambda _: shares.put(None))
+        for share in iter(shares.get, None): yield show(share)
+    return job.result()
+
 # %% ../nbs/10d_app.ipynb #exp-connect
 _PRIVATE = dict(preprocess=False, api_visibility='private')     # values as the browser sent them
 
@@ -269,9 +307,10 @@ def _connect(gr, desk, make, inputs, go, outputs): # the first input is the uplo
     "Let `make` answer when something is chosen, and when the button is pressed."
     same = [gr.skip()]*(len(outputs) - 1)
     def keep(request: gr.Request, upload): desk.visitors.add(request.session_hash, upload['path'])
+    def busy(share): return *same, _STATUS.format(f'Painting … {share:.0%}')
     def paint(request: gr.Request, upload, *wishes):
         yield *same, _STATUS.format('Painting …')
-        try: *made, said = make(request.session_hash, upload, *wishes)
+        try: *made, said = yield from _while_busy(busy, make, request.session_hash, upload, *wishes)
         except Exception as error: yield *same, _ALERT.format(_trouble(error, _name_of(upload)))
         else: yield *made, _STATUS.format(said)
     upload = inputs[0]

@@ -268,7 +268,8 @@ def test_a_text_that_is_called_png(served, visit, tmp_path, photo):
 def test_camera(served, visit, monkeypatch):
     "The browser's pretended camera: a picture is taken, and it arrives."
     desk, page, taken = served[1], visit(permissions=['camera']).page, []
-    def paint(owner, seconds, job, photo, out, name, *how):
+    def paint(owner, seconds, job, photo, out, name, *how, tell=None):
+        tell(.25)
         taken.append(Image.open(photo).size)
         Image.new('RGB', (40, 30)).save(out)
         return 'painted'
