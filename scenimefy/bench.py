@@ -297,6 +297,7 @@ def _step(reading:str, size:int, ngf:int, work):
     cfg = semisup.SemisupSettings.preset('paper').but(size=size, load_size=size, ngf=ngf, ndf=ngf)
     torch.manual_seed(0)
     nets = semisup.Networks(cfg)
+    if reading == 'fast_step': semisup.settle_way(nets, cfg)      # as a run does before its first step
     optims, ids = semisup.make_optimizers(nets, cfg), semisup.draw_ids(cfg, 0)
     pictures, step = list(torch.from_numpy(_noise(4*size, size)).split(size, 2)), getattr(semisup, reading)
     def call():

@@ -360,6 +360,7 @@ def _save(r):
 class TrainingRun(Processes):
     "The state of one training. A stage sets `nets`, `optims`, `ema`, `sets`, `n_steps` and three methods."
     ema = None                       # a network, if the run keeps an average
+    way = ''                         # how convolutions are computed, if the stage has a choice
     result = 'result.safetensors'    # what `export` writes, below the run's folder
     advice = 'Start again with a smaller lr, or with precision fp32'   # to those whose run diverged
     def __init__(self, cfg:RunSettings, folder, device:str='auto'):
@@ -376,7 +377,7 @@ class TrainingRun(Processes):
         if not self.main: return
         tensors = state_tensors(self.nets, self.optims, self.ema)
         _check_finite(tensors, self)
-        data = {**_fingerprint(self.shelves()), 'processes': [self.world_size, '']}
+        data = {**_fingerprint(self.shelves()), 'processes': [self.world_size, ''], 'way': [self.way, '']}
         try:
             save_checkpoint(self.folder, self.step, self.cfg, tensors, data)
             self.export()
@@ -384,6 +385,9 @@ class TrainingRun(Processes):
         except (OSError, SafetensorError) as e:
             raise UserError(f'the state cannot be saved in {self.folder}: {e}; '
                             'free some space, then --resume') from None
+
+    def settle(self, way:str=''):
+        "Before the first step: choose how to compute, or take up the `way` of an earlier life."
 
     def feed(self):
         "The batches that are still to come, one tuple of tensors per step."
@@ -416,7 +420,7 @@ def _moved(was:dict, now:dict) -> list: # fingerprints, then and now
     "The folders that hold other files than before, in words; one may have come or gone."
     found = []
     for k in dict.fromkeys([*was, *now]):
-        if k == 'processes' or was.get(k) == now.get(k): continue
+        if k in ('processes', 'way') or was.get(k) == now.get(k): continue
         before, after = was.get(k, [0]), now.get(k, [0])
         found.append(f'{k}: {before[0]} → {after[0]} files')
     return found
@@ -463,13 +467,14 @@ def _resume_run(r:TrainingRun):
     if r.main:
         damaged = [p for p in checkpoints(r.folder) if p > path]
         for p in damaged: p.rename(p.with_suffix('.damaged'))
+    r.settle(json.loads(meta['data']).get('way', ['direct'])[0])
     restore(tensors, r.nets, r.optims, r.ema)
     r.step = r.saved = int(meta['step'])
     r.export()  # a life that ended between two files may have left an older one
 
 # %% ../nbs/02b_runs.ipynb #exp-begin
 # what a run's folder holds besides the result
-_RUN_FILES = {'settings.json', 'log.jsonl', 'samples', 'checkpoints', 'tensorboard', 'source.json'}
+_RUN_FILES = {'settings.json', 'log.jsonl', 'samples', 'checkpoints', 'tensorboard', 'source.json', 'way.json'}
 
 def _died_young(r:TrainingRun) -> bool:
     "Whether the folder holds a run that ended before it had saved anything, and nothing else."
@@ -498,6 +503,7 @@ def _begin_run(r:TrainingRun, resume:bool):
     elif began:
         raise UserError(f"{r.folder} already holds a training run (or another one's files); "
                         'add --resume to go on, or choose another folder')
+    if not r.step: r.settle()
     r.accelerator.wait_for_everyone()  # all have looked at the folder before the first one writes to it
     if r.main:
         with atomic_path(r.folder/'settings.json') as tmp: tmp.write_text(r.cfg.to_json())

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BRANCHES', 'TERMS', 'Term', 'over_taps', 'load_content', 'only', 'without_branch', 'SemisupSettings', 'term_weights',
            'Networks', 'make_optimizers', 'lr_factor', 'draw_ids', 'View', 'plain_step', 'OnePass', 'FastView',
-           'fast_step', 'sample_sheet', 'fit_palette', 'Run', 'train']
+           'fast_step', 'settle_way', 'sample_sheet', 'fit_palette', 'Run', 'train']
 
 # %% ../nbs/09_semisup.ipynb #exp-imports
-import contextlib, dataclasses, functools
+import contextlib, dataclasses, functools, json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import Callable, NamedTuple
 import torch
 from torch import nn
 
-from .core import SettingsError, opt, seeded
+from .core import SettingsError, atomic_path, opt, seeded
 from .data import PairedSet, UnpairedSet
+from .fast import learn_quickly, quickest_way
 from .losses import (color_blocks, content, copy_error, gamma, hard_negative_weights, hdce,
                               lambda_sup, lsgan, patch_nce, src)
 from .priors import load_perceptual
@@ -398,6 +399,16 @@ def fast_step(nets, optims, batch, ids, cfg, epoch, content_loss=None, amp=conte
     log['total'] = sum(w[t.name]*log[t.name] for t in TERMS if w[t.name])
     return log
 
+# %% ../nbs/09_semisup.ipynb #exp-settle
+def settle_way(nets:Networks, cfg, way:str='' # 'direct' or 'quick'; '': by a trial
+              ) -> tuple: # the way, and the seconds of a trial if there was one
+    "Let the translator on a CPU compute its convolutions in the quickest way, or in the one that is given."
+    seconds = {}
+    if next(nets.parameters()).device.type != 'cpu' or cfg.precision != 'fp32': way = 'direct'
+    if not way: way, seconds = quickest_way(4*cfg.ngf, cfg.size//4)
+    if way == 'quick': learn_quickly(nets.G)
+    return way, seconds
+
 # %% ../nbs/09_semisup.ipynb #exp-sheet
 @torch.no_grad()
 def _translated(G, x) -> torch.Tensor: # (B,3,H,W) → the same
@@ -463,6 +474,12 @@ class Run(TrainingRun):
         if cfg.ema:
             self.ema = ResnetGenerator(3, 3, cfg.ngf, cfg.n_blocks).to(self.device)
             self.ema.load_state_dict(self.nets.G.state_dict())
+
+    def settle(self, way:str=''):
+        if self.world_size > 1: way = way or 'direct'         # they would have to agree
+        self.way, seconds = settle_way(self.nets, self.cfg, way)
+        if not seconds: return
+        with atomic_path(self.folder/'way.json') as tmp: tmp.write_text(json.dumps(dict(way=self.way, **seconds)))
 
     def losses(self, batch, epoch) -> dict:
         ids = draw_ids(self.cfg, self.step, self.device, self.rank)
