@@ -270,7 +270,8 @@ def test_both_ways_make_the_same_step(choice):
         assert settle_way(nets, TOY, way) == (way, {})
         told.append(fast_step(nets, make_optimizers(nets, TOY), batch, draw_ids(TOY, 0), TOY, 1))
     direct, quick = told
-    for name in direct: assert quick[name].item() == pytest.approx(direct[name].item(), rel=1e-5), name
+    for name in direct: assert quick[name].item() == pytest.approx(direct[name].item(), rel=1e-4), name
+    assert quick['total'].item() == pytest.approx(direct['total'].item(), rel=1e-5)
     assert quick != direct
 
 def test_no_choice_where_there_is_none(folders, tmp_path, choice):
