@@ -68,6 +68,7 @@ _WIPE = Markup("""<div class="wipe" style="aspect-ratio:{w}/{h};width:min(100%,c
 aria-valuetext="50 % photo" oninput="this.parentNode.style.setProperty('--at',this.value+'%');
 this.setAttribute('aria-valuetext',this.value+' % photo')"></div>""")
 
+# %% ../nbs/10d_app.ipynb #exp-wipe-html
 def wipe_html(photo:Image.Image, scene:Image.Image, # of one size
               name:str='The photo',                 # describes the photo for those who cannot see it
               side:int=1280                         # both are shown this large at most, px
@@ -155,6 +156,7 @@ def _paint_photo(photo, out, name, *how, tell=None): # `how`: the arguments of `
     save_picture(scene, out)
     return wipe_html(photo, scene, name)
 
+# %% ../nbs/10d_app.ipynb #exp-film-job
 def _paint_film(film, out, strength, weights, max_pixels, tell=None) -> list:
     "Write the film to `out`, every frame a scene; what one should know about it."
     painter = Stylizer(weights, max_pixels=max_pixels, strength=strength)
@@ -206,6 +208,7 @@ _SIZES = {'768 px, quick': 768, '1280 px': 1280, '2048 px, slow': 2048, 'as the 
 _UPLOAD = '256mb'                  # the largest file that may be sent
 _PHOTO, _FILM = 300, 1800          # seconds that one may take
 
+# %% ../nbs/10d_app.ipynb #exp-painters
 def _painters(weights) -> dict: # {what the page shows: weights}
     "The translators that the page offers, the one that was asked for first."
     bundled = {'drawn': 'drawn', 'shinkai (non-commercial, fetched on first use)': 'shinkai'}
@@ -234,6 +237,7 @@ def _name_of(upload) -> str: # what Gradio says about an uploaded file, or None
     "The name that the photo has on the visitor's computer."
     return (upload.get('orig_name') or 'photo') if upload else 'drawn example'
 
+# %% ../nbs/10d_app.ipynb #exp-trouble
 def _trouble(error, name:str) -> str: # name: of the photo
     "What went wrong, for the reader of the page."
     if isinstance(error, ImageError): return f'{name}: {error.reason}'
@@ -282,6 +286,7 @@ def _wishes(gr, painters) -> list: # components
     return [gr.Slider(0, 1, 1, step=.05, label='Strength of the style', info='0 is the photo'),
             gr.Radio(list(painters), value=list(painters)[0], label='Painted by')]
 
+# %% ../nbs/10d_app.ipynb #exp-photo-inputs
 def _photo_inputs(gr, painters) -> list: # components
     "What the visitor gives for a scene."
     camera = gr.WebcamOptions(mirror=False, constraints={'video': {'facingMode': 'environment'}})
@@ -351,6 +356,7 @@ _LEAD = """# Your photo as an anime scene
 Everything is computed on this computer, and nothing is kept: photo and scene are deleted when you close the
 page. Move the line with the mouse, a finger or the arrow keys."""
 
+# %% ../nbs/10d_app.ipynb #exp-build
 def _build(gr, desk):
     "The page: a part for photos, another for films."
     def arrive(request: gr.Request): desk.visitors.arrive(request.session_hash)
@@ -386,6 +392,7 @@ _COLORS = {f'button_primary_background_fill{state}{mode}': blue for mode in ('',
            for state, blue in (('', '#0067a3'), ('_hover', '#00517f'))}
 _COLORS |= dict(body_text_color_subdued='*neutral_600', body_text_color_subdued_dark='*neutral_300')
 
+# %% ../nbs/10d_app.ipynb #exp-launch-page
 def _launch(gr, page, host, port, folder):
     "Start the server of a page; `UserError` if the port is taken."
     fonts = dict(font=['system-ui', 'sans-serif'], font_mono=['monospace'])      # the system's own

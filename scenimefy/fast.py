@@ -100,6 +100,7 @@ _POINTS = torch.tensor([[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1
 _KERNEL = torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]).double()/24
 _BACK = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1.]])
 
+# %% ../nbs/04b_fast.ipynb #exp-quick-weight
 def quick_weight(conv): # a 3×3 `nn.Conv2d`
     "Its nine taps as 36 matrices (36, in_channels, out_channels)."
     taps = conv.weight.detach().double().permute(2, 3, 1, 0).flatten(0, 1)
@@ -150,6 +151,7 @@ def _is_cpu_float(net):
     weight = next(net.parameters())
     return weight.device.type == 'cpu' and weight.dtype == torch.float32
 
+# %% ../nbs/04b_fast.ipynb #exp-kernels
 def _kernels(net): # one for each convolution, in their order
     "The ways to compute the convolutions of `net` over strips."
     room, quick = Room(), getattr(net, 'quick', {}) if _is_cpu_float(net) else {}
@@ -166,6 +168,7 @@ class Photo:
 
     def into(self, a, b, out): out.copy_(self.map[a:b])
 
+# %% ../nbs/04b_fast.ipynb #exp-kept
 class Kept:
     "Raw numbers of a layer that are kept whole."
     def __init__(self, map): self.map = map   # (H,W,C)
@@ -284,6 +287,7 @@ def _strips(h, w, channels, least): # [(a,b)]
     rows = max(least, rows//4*4)
     return [(a, min(a + rows, h)) for a in range(0, h, rows)]
 
+# %% ../nbs/04b_fast.ipynb #exp-measure-conv
 def _measure(conv, least, tick, keep=None): # `keep`: (H,W,C), where the raw numbers go
     "Scale and shift of every channel of a `Conv`, from one pass over its strips."
     moments, strips = Moments(), _strips(conv.h, conv.w, max(conv.c, conv.source.c), least)
@@ -337,6 +341,7 @@ def _encode(walk, photo): # (H/4,W/4,4·ngf)
     if walk.plan == 'half': x = Photo(walk.whole(x, 'B'))
     return walk.whole(Down(walk.layer(x, False, 'A' if every else '')), 'x')
 
+# %% ../nbs/04b_fast.ipynb #exp-blocks
 def _blocks(walk, x): # a `Sum`
     "The residual blocks, over `x` and one more map, which is one row higher."
     source, y = Photo(x), walk.room.floats(x, 'y', len(x) + 1, *x.shape[1:])
@@ -348,6 +353,7 @@ def _blocks(walk, x): # a `Sum`
         source = Sum(x, high, *_measure(conv, 4, walk.tick, high))
     return source
 
+# %% ../nbs/04b_fast.ipynb #exp-decode
 def _decode(walk, source, out): # `out`: (3,H,W)
     "From the middle to the scene."
     source = walk.layer(Up(source), False, '' if walk.plan == 'quarter' else 'B')
@@ -365,6 +371,7 @@ class _Ticker:
         self.done += share/self.passes
         if self.progress: self.progress(min(self.done, 1.))
 
+# %% ../nbs/04b_fast.ipynb #exp-strips
 @torch.inference_mode()
 def strip_pass(net:ResnetGenerator,
                x:torch.Tensor,    # float (B,3,H,W) in [-1,1], on the device of `net` and of its kind
@@ -407,6 +414,7 @@ class QuickGenerator(ResnetGenerator):
         _check_input(x, self.in_ch, self.min_side, 'QuickGenerator')
         return strip_pass(self, x)
 
+# %% ../nbs/04b_fast.ipynb #exp-quicken-net
 def quicken(net:ResnetGenerator) -> QuickGenerator:
     """A copy of `net` for stylizing on a CPU in float32: same numbers to about 1e-4, in less time.
     A network with layers of its own, such as a steady one, is returned as it is."""
@@ -436,6 +444,7 @@ def memory_free(device) -> 'int | None': # bytes, None where we cannot tell
     try: return min(free, number(r'^(\d+)', group + 'max') - number(r'^anon (\d+)', group + 'stat'))
     except (OSError, TypeError): return free
 
+# %% ../nbs/04b_fast.ipynb #exp-resident
 def _resident(): # bytes of this process in memory; Linux says it, elsewhere an estimate
     try: return int(Path('/proc/self/statm').read_text().split()[1])*4096
     except (OSError, IndexError): return 400_000_000
@@ -445,6 +454,7 @@ def memory_needed(h:int, w:int, ngf:int=64, bits:int=32) -> int: # bytes
     "About what a pass in one piece takes for an (h,w) picture: six maps, measured at 768 and 1024 px."
     return (-(-h//4)*4)*(-(-w//4)*4)*ngf*bits//8*6
 
+# %% ../nbs/04b_fast.ipynb #exp-choose-plan
 def choose_plan(net, # `ResnetGenerator`
                 h:int, w:int,
                 max_memory:int=None, # bytes that the program may hold; None: what is free
@@ -491,12 +501,14 @@ def _in_fours(y): # (C,4r,4k) → (4,4,C,r,k), the same memory
     c, h, w = y.shape
     return y.unflatten(2, (w//4, 4)).unflatten(1, (h//4, 4)).permute(2, 4, 0, 1, 3)
 
+# %% ../nbs/04b_fast.ipynb #exp-values
 def _values(x, into, room): # (36,C,r·k)
     "The 36 values of every tile of `x` (C,4r+2,4k+2)."
     tiles = x.unfold(1, 6, 4).unfold(2, 6, 4).permute(3, 4, 0, 1, 2)
     gathered = room.floats(x, 'tiles', *tiles.shape).copy_(tiles).view(36, -1)
     return torch.mm(into, gathered, out=room.floats(x, 'values', *gathered.shape)).view(36, len(x), -1)
 
+# %% ../nbs/04b_fast.ipynb #exp-add-tiles
 def _add_tiles(out, tiles): # (C,4r+4,4k+4), (36,C,r·k)
     "Add the tiles to `out`, where they lie over each other by two pixels."
     blocks = _in_fours(out)
@@ -559,6 +571,7 @@ class QuickProduct(torch.autograd.Function):
     def backward(ctx, grad):
         return *_back(grad, *ctx.saved_tensors, *ctx.more), grad.sum((0, 2, 3)), None, None
 
+# %% ../nbs/04b_fast.ipynb #exp-learning-conv
 class LearningConv(nn.Module):
     "A 3×3 `nn.Conv2d` that computes by `QuickProduct`; weights and their names are those of `conv`."
     def __init__(self, conv, room):
@@ -591,6 +604,7 @@ def trial(channels:int, side:int, threads:int) -> dict: # {way: seconds}
             if turn: seconds[way] = min(took, seconds.get(way, took))
     return seconds
 
+# %% ../nbs/04b_fast.ipynb #exp-quickest-way
 def quickest_way(channels:int, side:int) -> tuple: # 'direct' or 'quick', and the seconds of both
     "What `trial` finds clearly quicker on this machine; 'direct' and nothing where there is no choice."
     if channels**2 < _WIDE: return 'direct', {}

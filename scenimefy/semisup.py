@@ -402,7 +402,7 @@ def fast_step(nets, optims, batch, ids, cfg, epoch, content_loss=None, amp=conte
 # %% ../nbs/09_semisup.ipynb #exp-settle
 def settle_way(nets:Networks, cfg, way:str='' # 'direct' or 'quick'; '': by a trial
               ) -> tuple: # the way, and the seconds of a trial if there was one
-    "Let the translator on a CPU compute its convolutions in the quickest way, or in the one that is given."
+    "Let the translator on a CPU compute its convolutions in the quickest way, or in the given one."
     seconds = {}
     if next(nets.parameters()).device.type != 'cpu' or cfg.precision != 'fp32': way = 'direct'
     if not way: way, seconds = quickest_way(4*cfg.ngf, cfg.size//4)

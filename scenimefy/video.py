@@ -104,6 +104,7 @@ class _Colors(NamedTuple):
     primaries:int = 2
     transfer:int = 2
 
+# %% ../nbs/02d_video.ipynb #exp-colors-of
 def _colors_of(frame, context, size) -> _Colors:
     "The tags of a decoded frame; a matrix that is not said is guessed as players do."
     space = frame.colorspace
@@ -175,6 +176,7 @@ class _Turn(NamedTuple):
         if self.mirror_y: pixels = pixels[::-1]
         return np.ascontiguousarray(pixels)
 
+# %% ../nbs/02d_video.ipynb #exp-turn-of
 def _turn_of(matrix) -> tuple: # (_Turn, degrees clockwise)
     "What a display matrix asks for: (x,y) is shown at (ax + cy, bx + dy)."
     a, b, _, c, d = np.asarray(matrix[:5])/65536
@@ -236,6 +238,7 @@ def _main_stream(container, path):
     if not found: raise VideoError(path, 'it holds no moving picture: give a film')
     return found[0]
 
+# %% ../nbs/02d_video.ipynb #exp-left-out
 def _left_out(kinds) -> str:
     "A sentence about the streams that are not written, '' if there are none."
     counts = [f'{kinds.count(kind)} × {kind}' for kind in dict.fromkeys(kinds)]
@@ -255,6 +258,7 @@ def _packets(container):
             yield packet
     yield None
 
+# %% ../nbs/02d_video.ipynb #exp-decode-packet
 def _decode(stream, packet) -> list: # of frames; None if the packet is damaged
     "The frames that a packet completes; without a packet, those that still wait in the decoder."
     try: return stream.decode(packet) if packet is None else packet.decode()
@@ -401,6 +405,7 @@ class Film(NamedTuple):
     sound:tuple      # codecs of the sound tracks
     rotation:int     # degrees clockwise by which a player turns the stored frames
 
+# %% ../nbs/02d_video.ipynb #exp-probe-film
 def probe(path,
           max_pixels:int=None # per frame; default `data.MAX_PIXELS`
          ) -> Film:
@@ -416,6 +421,7 @@ _CODECS = {'libx264': dict(crf='18', preset='medium', bf='0'),       # nothing t
            'libvpx-vp9': {'crf': '24', 'b': '0', 'cpu-used': '4', 'row-mt': '1', 'lag-in-frames': '0',
                           'auto-alt-ref': '0'}}
 
+# %% ../nbs/02d_video.ipynb #exp-codec-for
 def _codec_for(out) -> str: # '' for pictures
     "The encoder for a file name, or `VideoError`."
     suffix = Path(out).suffix.lower()
@@ -470,6 +476,7 @@ def _encode(made, source, codec, folder, name) -> list: # of [time, duration]
         container.mux(stream.encode(None))
     return times
 
+# %% ../nbs/02d_video.ipynb #exp-keep-pictures
 def _keep_pictures(made, source, codec, folder, name) -> list: # of [time, duration]
     "One segment of an animation: a PNG for each frame. Half a file of a killed run is written again."
     times = []
@@ -501,6 +508,7 @@ def _takes(kind:str, streams) -> bool: # kind: of `_CONTAINERS`
     except (ValueError, av.error.FFmpegError): return False
     return True
 
+# %% ../nbs/02d_video.ipynb #exp-choose-tracks
 def _choose_tracks(source, out):
     "Find out which streams the new file can hold; without sound it would not be the same film."
     kind = _CONTAINERS[out.suffix.lower()]
@@ -523,6 +531,7 @@ def _video_packets(folder, segments, stream, time_base):
         packet.duration = end - start
         yield packet
 
+# %% ../nbs/02d_video.ipynb #exp-join
 def _segment_packets(folder, segments):
     for name, _ in segments:
         with av.open(str(folder/f'{name}.mp4')) as container:
@@ -582,6 +591,7 @@ def _palette_picture(im:Image.Image) -> tuple: # (mode P, options for the frame)
     few.paste(255, mask=hidden)
     return few, dict(transparency=255, disposal=2)        # the next frame starts from nothing
 
+# %% ../nbs/02d_video.ipynb #exp-in-step
 def _in_step(pictures) -> list: # of (path, ms)
     "Frames at least 20 ms apart, because browsers show shorter ones for 100 ms; times are kept to 10 ms."
     kept, time, shown = [], 0, 0
@@ -643,6 +653,7 @@ def _finished(folder) -> list: # of (name, times)
         if not path.exists(): return found
         found.append((path.stem, json.loads(path.read_text())))
 
+# %% ../nbs/02d_video.ipynb #exp-begin
 def _begin(folder, job, resume, out) -> list: # of (name, times)
     "The finished segments of an earlier run of the same job; anything else is removed."
     note = folder/'job.json'
@@ -666,6 +677,7 @@ def _apply(fn, pictures) -> list: # of uint8 (H,W,3)
         raise ValueError(f'fn made {tuple(y.shape)} of {tuple(x.shape)}; it must keep the shape')
     return [to_array(image) for image in y]
 
+# %% ../nbs/02d_video.ipynb #exp-made-frames
 def _made(frames, source, fn, batch, count): # count: hears how many frames have been made
     "(pixels, transparency, time, duration) of translated frames, a batch at a time."
     while group := list(itertools.islice(frames, batch)):
@@ -705,6 +717,7 @@ def _check_target(source, out, codec):
     if text := _left_out([kind for index, kind in source.others.items() if index not in source.tracks]):
         source.note(text)
 
+# %% ../nbs/02d_video.ipynb #exp-restore
 def _restore(state, folder, done):
     "What was remembered at the end of the last segment; nothing at the start."
     state.reset()
@@ -729,6 +742,7 @@ class Mapped(NamedTuple):
     seconds:float  # of work
     notes:list     # texts: what a person should know, such as tracks that were not copied
 
+# %% ../nbs/02d_video.ipynb #exp-map-video
 def map_video(path,                # a film, or an animated GIF or WebP
               out,                 # .mp4 .m4v .mov .mkv .webm .gif or .webp
               fn,                  # float32 (B,3,H,W) in [-1,1] to the same shape, frames in order
