@@ -42,8 +42,8 @@ def one(reading, precision, size, ngf, repeat):
     import contextlib
     import time
     import torch
-    from scenimefy.semisup import (Networks, SemisupSettings, draw_ids, fast_step, make_optimizers, plain_step,
-                                   settle_way)
+    from scenimefy.semisup import (Networks, SemisupSettings, draw_ids, fast_step, make_optimizers,
+                                   plain_step, settle_way)
     torch.set_num_threads(2)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     cfg = SemisupSettings.preset('paper').but(size=size, load_size=size, ngf=ngf, ndf=ngf)

@@ -103,6 +103,16 @@ def _do_jobs(pipe):
             except Exception as error: answer = 'end', None, error
             pipe.send(answer)
 
+# %% ../nbs/10d_app.ipynb #exp-wait
+def _answer(pipe, seconds, tell): # (result, error); None if the time is over
+    "Wait for the end of a job, and hand on what it tells until then."
+    end = time.monotonic() + seconds
+    while pipe.poll(max(0., end - time.monotonic())):
+        kind, *said = pipe.recv()
+        if kind == 'end': return said
+        tell(*said)
+    return None
+
 # %% ../nbs/10d_app.ipynb #exp-worker
 class Worker:
     "One process that keeps the network; a job that takes too long, or that nobody waits for, ends with it."
@@ -124,7 +134,12 @@ class Worker:
         self.owner = owner
         try:
             self.pipe.send((function, args, tell is not None))
-            result, error = self._answer(seconds, tell)
+            answer = _answer(self.pipe, seconds, tell)
+            if answer is None:
+                self.stop()
+                raise UserError(f'this took longer than {seconds:g} s and was stopped; choose something '
+                                'smaller or shorter')
+            result, error = answer
         except (EOFError, OSError):
             self.stop()
             raise UserError('the computation was ended, perhaps because the memory was full; '
@@ -132,16 +147,6 @@ class Worker:
         finally: self.owner = None
         if error: raise error
         return result
-
-    def _answer(self, seconds, tell): # (result, error)
-        end = time.monotonic() + seconds
-        while self.pipe.poll(max(0., end - time.monotonic())):
-            kind, *said = self.pipe.recv()
-            if kind == 'end': return said
-            tell(*said)
-        self.stop()
-        raise UserError(f'this took longer than {seconds:g} s and was stopped; choose something smaller or '
-                        'shorter')
 
     def stop(self, owner:str=None): # None: whoever owns the job
         "End the process, if it works for `owner`."
@@ -263,7 +268,8 @@ class _Desk:
         "(HTML of the wipe, file to download, what to say)"
         start, how = time.perf_counter(), (_chosen(_SIZES, size), strength, _chosen(self.painters, painter))
         photo, name, out = self._take(visitor, upload, '.png')
-        html = self.worker.run(visitor, _PHOTO, _paint_photo, photo, out, name, *how, self.max_pixels, tell=tell)
+        args = photo, out, name, *how, self.max_pixels
+        html = self.worker.run(visitor, _PHOTO, _paint_photo, *args, tell=tell)
         with Image.open(out) as scene: width, height = scene.size
         return html, out, f'{width} × {height} px in {time.perf_counter() - start:.1f} s.'
 

@@ -293,8 +293,9 @@ def _stylize(paths, out, resume, how):
     if film:
         mask = how.pop('mask', None)
         return Stylizer(**how).video(paths[0], film, mask, resume=resume, progress=progress)
-    if out.suffix.lower() in _FILES and not out.is_dir(): return stylize_file(paths, out, progress=progress, **how)
-    return stylize_folder(paths, out, progress=progress, **how)
+    one = out.suffix.lower() in _FILES and not out.is_dir()
+    make = stylize_file if one else stylize_folder
+    return make(paths, out, progress=progress, **how)
 
 def _tell_report(report, out):
     "A line about all, a line for each note and each failure, and the exit status."

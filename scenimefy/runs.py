@@ -386,9 +386,6 @@ class TrainingRun(Processes):
             raise UserError(f'the state cannot be saved in {self.folder}: {e}; '
                             'free some space, then --resume') from None
 
-    def settle(self, way:str=''):
-        "Before the first step: choose how to compute, or take up the `way` of an earlier life."
-
     def feed(self):
         "The batches that are still to come, one tuple of tensors per step."
         steps = self.step, self.n_steps - self.step
@@ -397,6 +394,7 @@ class TrainingRun(Processes):
         with _deaths_in_turn():
             for parts in zip(*(loader(s, *args) for s in self.sets)):
                 yield [t.to(**there) for part in parts for t in part]
+    def settle(self, way=''): pass    # before a step: choose how to compute, or take up an earlier life's way
     def take_step(self, batch) -> dict: raise NotImplementedError   # {name: loss}
     def sheet(self) -> torch.Tensor: raise NotImplementedError  # (3,H,W) in [-1,1]
     def export(self): raise NotImplementedError                 # writes folder/result, in the main process
@@ -474,7 +472,8 @@ def _resume_run(r:TrainingRun):
 
 # %% ../nbs/02b_runs.ipynb #exp-begin
 # what a run's folder holds besides the result
-_RUN_FILES = {'settings.json', 'log.jsonl', 'samples', 'checkpoints', 'tensorboard', 'source.json', 'way.json'}
+_RUN_FILES = {'settings.json', 'log.jsonl', 'samples', 'checkpoints', 'tensorboard', 'source.json',
+              'way.json'}
 
 def _died_young(r:TrainingRun) -> bool:
     "Whether the folder holds a run that ended before it had saved anything, and nothing else."

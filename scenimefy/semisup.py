@@ -457,6 +457,11 @@ def _finished(run) -> ResnetGenerator:
     net.palette = None if palette is None else palette.cpu()
     return net
 
+# %% ../nbs/09_semisup.ipynb #exp-write-trial
+def _write_trial(path, **about):
+    "What a trial measured, and what was chosen."
+    with atomic_path(path) as tmp: tmp.write_text(json.dumps(about))
+
 # %% ../nbs/09_semisup.ipynb #exp-run
 class Run(TrainingRun):
     "The state of one translator training."
@@ -478,8 +483,7 @@ class Run(TrainingRun):
     def settle(self, way:str=''):
         if self.world_size > 1: way = way or 'direct'         # they would have to agree
         self.way, seconds = settle_way(self.nets, self.cfg, way)
-        if not seconds: return
-        with atomic_path(self.folder/'way.json') as tmp: tmp.write_text(json.dumps(dict(way=self.way, **seconds)))
+        if seconds: _write_trial(self.folder/'way.json', way=self.way, **seconds)
 
     def losses(self, batch, epoch) -> dict:
         ids = draw_ids(self.cfg, self.step, self.device, self.rank)

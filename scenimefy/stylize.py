@@ -575,8 +575,8 @@ def _skip(jobs, report):
         if was and (changes := _changes(was, json.loads(job.made))): other.append((job.out, changes))
     if other:
         out, changes = other[0]
-        raise UserError(f'{len(other)} of {len(there)} scenes that are there were made in another way, such as '
-                        f'{out} ({", ".join(changes)}); leave out --skip-existing (skip_existing) to make '
+        raise UserError(f'{len(other)} of {len(there)} scenes that are there were made in another way, such '
+                        f'as {out} ({", ".join(changes)}); leave out --skip-existing (skip_existing) to make '
                         'them again, or give another folder')
     if silent: report.notes.append(f'{silent} scenes do not say how they were made; they stay as they are')
     report.skipped = [Done(job.path, job.out) for job in there]
@@ -765,7 +765,8 @@ class Stylizer(_Album):
         if out is None: return [self.picture(w, mask) for w in what] if several else self.picture(what, mask)
         film = None if several else film_target(what, out)
         if film: return self.video(what, film, mask, progress=progress)
-        if Path(out).suffix.lower() in _WRITTEN and not Path(out).is_dir(): return self.file(what, out, mask, progress)
+        one = Path(out).suffix.lower() in _WRITTEN and not Path(out).is_dir()
+        if one: return self.file(what, out, mask, progress)
         return self.folder(what, out, mask, progress)
 
     def video(self, path, out, mask=None, resume:bool=False, progress:bool=True) -> Report:

@@ -211,7 +211,7 @@ class _Source:
     "What films and animations have in common; `probe` shows a part of it."
     rate, time_base, frame_count, duration = Fraction(25), Fraction(1, 1000), None, None
     sound, rotation, aspect, loop, colors = (), 0, None, 0, _Colors(6)
-    tracks, others = [], {}      # streams that are copied, {stream that is left out: its kind}; by their numbers
+    tracks, others = [], {}      # numbers of streams: those to copy, and {any other: its kind}
 
     def __init__(self, path, limit:int):
         self.path, self.limit, self.notes = Path(path), limit, []
@@ -300,7 +300,8 @@ class _FilmHead(_Source):
             self.frame_count = stream.frames or (self.duration and round(self.duration*self.rate))
             self.sound = tuple(s.codec_context.name for s in container.streams.audio)
             self.tracks = [s.index for s in container.streams.audio]
-            self.others = {s.index: s.type for s in container.streams if s.type != 'audio' and s.index != stream.index}
+            ours = [*self.tracks, stream.index]
+            self.others = {s.index: s.type for s in container.streams if s.index not in ours}
             frame = next(_decoded(self, container, stream), None)
             if frame is None: raise VideoError(self.path, 'none of its frames can be decoded: it is damaged')
             self.look_at(frame, stream)

@@ -533,7 +533,8 @@ def test_a_mistyped_path_is_noticed_before_weights_are_fetched(monkeypatch, tmp_
     photo = tmp_path/('typo.mp4' if out == 'film.mp4' else 'typo.png')
     assert 'typo' in one_line(run('stylize', photo, '-o', tmp_path/out, '--weights', 'shinkai'))
 
-@pytest.mark.parametrize('words, status', [(['train', '--help'], 0), (['train'], 2), (['stylize', 'EMPTY'], 1)])
+@pytest.mark.parametrize('words, status', [
+    (['train', '--help'], 0), (['train'], 2), (['stylize', 'EMPTY'], 1)])
 def test_statuses(tmp_path, net, words, status):
     (tmp_path/'empty').mkdir()
     if 'EMPTY' in words: words = ['stylize', tmp_path/'empty', '-o', tmp_path/'out', '--weights', net]

@@ -162,7 +162,8 @@ def test_what_does_not_fit_is_said_in_numbers_that_are_true(net, monkeypatch):
         fast.choose_plan(net, 40_000, 40_000, 10**9)
     monkeypatch.setattr(fast, 'memory_free', lambda device: 2*10**8)      # less than the limit leaves
     for limit in (10**9, None):
-        with pytest.raises(UserError, match=r'and 0\.2 GB are free'): fast.choose_plan(net, 40_000, 40_000, limit)
+        with pytest.raises(UserError, match=r'and 0\.2 GB are free'):
+            fast.choose_plan(net, 40_000, 40_000, limit)
 
 
 def test_touched_networks_and_low_precision_run_in_one_piece(net, monkeypatch):
@@ -202,7 +203,8 @@ def test_sizes_that_are_none(text):
 # ---- training
 
 @pytest.mark.parametrize('p', [0, 1])
-@pytest.mark.parametrize('n, c, o, h, w', [(1, 1, 1, 3, 3), (2, 3, 5, 9, 16), (3, 4, 2, 20, 7), (1, 2, 3, 5, 70)])
+@pytest.mark.parametrize('n, c, o, h, w', [
+    (1, 1, 1, 3, 3), (2, 3, 5, 9, 16), (3, 4, 2, 20, 7), (1, 2, 3, 5, 70)])
 def test_quick_product_and_its_gradients_are_those_of_pytorch(monkeypatch, n, c, o, h, w, p):
     torch.manual_seed(n + c)
     monkeypatch.setattr(fast, '_TILES', 4)                                # several groups
@@ -223,8 +225,9 @@ def test_a_network_that_learns_quickly_keeps_weights_and_names(monkeypatch, tmp_
     quick, x = copy.deepcopy(plain), picture(24, 36)
     kept = list(quick.parameters())
     fast.learn_quickly(quick)
-    assert sum(isinstance(m, fast.LearningConv) for m in quick.modules()) == 8     # all but the first and the last
-    assert all(a is b for a, b in zip(quick.parameters(), kept, strict=True))      # optimizers know them still
+    assert sum(isinstance(m, fast.LearningConv) for m in quick.modules()) == 8
+    # optimizers know them still
+    assert all(a is b for a, b in zip(quick.parameters(), kept, strict=True))
     assert list(quick.state_dict()) == list(plain.state_dict())
     for net in (plain, quick): net(x).square().mean().backward()
     for (name, a), b in zip(plain.named_parameters(), quick.parameters(), strict=True):

@@ -648,8 +648,8 @@ def test_kinds_of_files_and_what_is_skipped(net, tmp_path, kind, suffix):
 
 @pytest.mark.parametrize('kind', ['png', 'jpeg', 'webp'])
 @pytest.mark.parametrize('change, word', [
-    (dict(strength=.5), 'strength 1.0 → 0.5'), (dict(brush=True), 'brush False → True'), (dict(tone=True), 'tone'),
-    (dict(mask='m.png'), 'mask'), ('weights', 'weights')])
+    (dict(strength=.5), 'strength 1.0 → 0.5'), (dict(brush=True), 'brush False → True'),
+    (dict(tone=True), 'tone'), (dict(mask='m.png'), 'mask'), ('weights', 'weights')])
 def test_scenes_that_were_made_in_another_way_are_not_mixed_in(net, tmp_path, kind, change, word):
     photo(16, 20).save(tmp_path/'p.png')
     Image.new('L', (4, 4), 99).save(tmp_path/'m.png')
