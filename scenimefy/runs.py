@@ -359,8 +359,7 @@ def _save(r):
 # %% ../nbs/02b_runs.ipynb #exp-run
 class TrainingRun(Processes):
     "The state of one training. A stage sets `nets`, `optims`, `ema`, `sets`, `n_steps` and three methods."
-    ema = None                       # a network, if the run keeps an average
-    way = ''                         # how convolutions are computed, if the stage has a choice
+    ema, way = None, ''              # a network, if the run keeps an average; how it computes, see `settle`
     result = 'result.safetensors'    # what `export` writes, below the run's folder
     advice = 'Start again with a smaller lr, or with precision fp32'   # to those whose run diverged
     def __init__(self, cfg:RunSettings, folder, device:str='auto'):
@@ -388,9 +387,8 @@ class TrainingRun(Processes):
 
     def feed(self):
         "The batches that are still to come, one tuple of tensors per step."
-        steps = self.step, self.n_steps - self.step
-        args = (self.cfg.batch, *steps, self.cfg.workers, self.rank, self.world_size)
-        there = dict(device=self.device, non_blocking=True, memory_format=self.layout)
+        cfg, there = self.cfg, dict(device=self.device, non_blocking=True, memory_format=self.layout)
+        args = cfg.batch, self.step, self.n_steps - self.step, cfg.workers, self.rank, self.world_size
         with _deaths_in_turn():
             for parts in zip(*(loader(s, *args) for s in self.sets)):
                 yield [t.to(**there) for part in parts for t in part]

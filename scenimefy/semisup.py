@@ -400,14 +400,18 @@ def fast_step(nets, optims, batch, ids, cfg, epoch, content_loss=None, amp=conte
     return log
 
 # %% ../nbs/09_semisup.ipynb #exp-settle
-def settle_way(nets:Networks, cfg, way:str='' # 'direct' or 'quick'; '': by a trial
-              ) -> tuple: # the way, and the seconds of a trial if there was one
+def settle_way(nets:Networks, cfg,
+               way:str='', # 'direct' or 'quick'; '': by a trial
+               note=None   # a file for what a trial measures
+              ) -> str:    # the way
     "Let the translator on a CPU compute its convolutions in the quickest way, or in the given one."
     seconds = {}
     if next(nets.parameters()).device.type != 'cpu' or cfg.precision != 'fp32': way = 'direct'
     if not way: way, seconds = quickest_way(4*cfg.ngf, cfg.size//4)
     if way == 'quick': learn_quickly(nets.G)
-    return way, seconds
+    if note and seconds:
+        with atomic_path(note) as tmp: tmp.write_text(json.dumps(dict(way=way, **seconds)))
+    return way
 
 # %% ../nbs/09_semisup.ipynb #exp-sheet
 @torch.no_grad()
@@ -457,10 +461,12 @@ def _finished(run) -> ResnetGenerator:
     net.palette = None if palette is None else palette.cpu()
     return net
 
-# %% ../nbs/09_semisup.ipynb #exp-write-trial
-def _write_trial(path, **about):
-    "What a trial measured, and what was chosen."
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(about))
+# %% ../nbs/09_semisup.ipynb #exp-average
+def _average_of(G, cfg, device) -> ResnetGenerator:
+    "A second translator with the weights of `G`, to begin an average with."
+    average = ResnetGenerator(3, 3, cfg.ngf, cfg.n_blocks).to(device)
+    average.load_state_dict(G.state_dict())
+    return average
 
 # %% ../nbs/09_semisup.ipynb #exp-run
 class Run(TrainingRun):
@@ -473,17 +479,13 @@ class Run(TrainingRun):
                      PairedSet(pairs, cfg.size, cfg.load_size, cfg.seed))
         self.epoch_steps = cfg.epoch_steps or max(1, len(self.sets[0])//(cfg.batch*self.world_size))
         self.n_steps = self.epoch_steps*cfg.epochs
-        nets = _newborn(cfg, self.sets[1], start)
-        self.nets = nets.to(self.device, memory_format=self.layout)
+        self.nets = _newborn(cfg, self.sets[1], start).to(self.device, memory_format=self.layout)
         self.optims = make_optimizers(self.nets, cfg)
-        if cfg.ema:
-            self.ema = ResnetGenerator(3, 3, cfg.ngf, cfg.n_blocks).to(self.device)
-            self.ema.load_state_dict(self.nets.G.state_dict())
+        if cfg.ema: self.ema = _average_of(self.nets.G, cfg, self.device)
 
     def settle(self, way:str=''):
         if self.world_size > 1: way = way or 'direct'         # they would have to agree
-        self.way, seconds = settle_way(self.nets, self.cfg, way)
-        if seconds: _write_trial(self.folder/'way.json', way=self.way, **seconds)
+        self.way = settle_way(self.nets, self.cfg, way, self.folder/'way.json')
 
     def losses(self, batch, epoch) -> dict:
         ids = draw_ids(self.cfg, self.step, self.device, self.rank)

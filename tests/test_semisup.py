@@ -267,7 +267,7 @@ def test_both_ways_make_the_same_step(choice):
     told = []
     for way in ('direct', 'quick'):
         nets, batch = Networks(TOY), [torch.rand(1, 3, 16, 16, generator=seeded(k))*2 - 1 for k in range(4)]
-        assert settle_way(nets, TOY, way) == (way, {})
+        assert settle_way(nets, TOY, way) == way
         told.append(fast_step(nets, make_optimizers(nets, TOY), batch, draw_ids(TOY, 0), TOY, 1))
     direct, quick = told
     for name in direct: assert quick[name].item() == pytest.approx(direct[name].item(), rel=1e-4), name
@@ -277,8 +277,8 @@ def test_both_ways_make_the_same_step(choice):
 def test_no_choice_where_there_is_none(folders, tmp_path, choice):
     for precision in ('fp32', 'bf16'):
         nets, cfg = Networks(TOY), TOY.but(precision=precision)
-        assert settle_way(nets, cfg)[0] == ('quick' if precision == 'fp32' else 'direct')
-    assert settle_way(Networks(TOY), TOY, 'direct') == ('direct', {})     # an older checkpoint's
+        assert settle_way(nets, cfg) == ('quick' if precision == 'fp32' else 'direct')
+    assert settle_way(Networks(TOY), TOY, 'direct') == 'direct'     # an older checkpoint's
 
 
 def test_workers_do_not_change_the_result(folders, tmp_path):
