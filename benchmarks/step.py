@@ -42,12 +42,14 @@ def one(reading, precision, size, ngf, repeat):
     import contextlib
     import time
     import torch
-    from scenimefy.semisup import Networks, SemisupSettings, draw_ids, fast_step, make_optimizers, plain_step
+    from scenimefy.semisup import (Networks, SemisupSettings, draw_ids, fast_step, make_optimizers,
+                                   plain_step, settle_way)
     torch.set_num_threads(2)
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     cfg = SemisupSettings.preset('paper').but(size=size, load_size=size, ngf=ngf, ndf=ngf)
     layout = layout_of(reading, precision, device)
     nets = Networks(cfg).to(device, memory_format=layout)
+    if reading == 'fast': settle_way(nets, cfg.but(precision=precision))     # as a run does
     optims = make_optimizers(nets, cfg)
     amp = contextlib.nullcontext
     if precision == 'bf16': amp = lambda: torch.autocast(device, torch.bfloat16)

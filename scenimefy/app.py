@@ -6,7 +6,8 @@
 __all__ = ['scene_of', 'example_photo', 'wipe_html', 'Worker', 'Visitors', 'serving', 'is_local', 'run_app']
 
 # %% ../nbs/10d_app.ipynb #exp-imports
-import contextlib, ipaddress, multiprocessing, os, shutil, signal, tempfile, threading, time
+import contextlib, ipaddress, multiprocessing, os, queue, shutil, signal, tempfile, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from markupsafe import Markup
@@ -16,7 +17,7 @@ from .core import SettingsError, UserError, to_image
 from .data import ImageError, read_image
 from .page import data_uri, shrink
 from .painters import render
-from .stylize import Stylizer, save_picture, stylize
+from .stylize import Stylizer, save_picture
 from .weights import find_weights
 from .world import HELD_OUT
 
@@ -25,12 +26,15 @@ def scene_of(photo,               # a file, or a PIL image
              side:int=None,       # the longer side of both pictures, px; None: as large as the photo
              strength:float=1.,   # 0 is the photo, 1 the full style
              weights='drawn',     # as in `stylize`
-             max_pixels:int=None  # of the file; larger ones are refused
+             max_pixels:int=None, # of the file; larger ones are refused
+             tell=None            # hears which share is done, from 0 to 1
             ) -> tuple:           # (photo, scene), PIL images of one size
     "What the page computes: the photo at the size that was asked for, and its anime scene."
     if not isinstance(photo, Image.Image): photo = read_image(photo, alpha=True, max_pixels=max_pixels)
     if side: photo = shrink(photo, side)
-    return photo, stylize(photo, weights, strength=strength)
+    painter = Stylizer(weights, strength=strength)
+    painter.tell = tell
+    return photo, painter.picture(photo)
 
 # %% ../nbs/10d_app.ipynb #exp-example
 def example_photo(side:int=512) -> Image.Image: # (side, 2/3 side)
@@ -64,6 +68,7 @@ _WIPE = Markup("""<div class="wipe" style="aspect-ratio:{w}/{h};width:min(100%,c
 aria-valuetext="50 % photo" oninput="this.parentNode.style.setProperty('--at',this.value+'%');
 this.setAttribute('aria-valuetext',this.value+' % photo')"></div>""")
 
+# %% ../nbs/10d_app.ipynb #exp-wipe-html
 def wipe_html(photo:Image.Image, scene:Image.Image, # of one size
               name:str='The photo',                 # describes the photo for those who cannot see it
               side:int=1280                         # both are shown this large at most, px
@@ -73,15 +78,40 @@ def wipe_html(photo:Image.Image, scene:Image.Image, # of one size
                                       photo=data_uri(photo, side), scene=data_uri(scene, side))
 
 # %% ../nbs/10d_app.ipynb #exp-serve-jobs
+_OFTEN = .3    # seconds between two shares that are told
+
+def _teller(pipe):
+    "A function that sends the share of a job that is done through a pipe, but not too often."
+    last = 0.
+    def tell(share):
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _OFTEN: return
+        last = now
+        pipe.send(('share', share))
+    return tell
+
+# %% ../nbs/10d_app.ipynb #exp-do-jobs
 def _do_jobs(pipe):
     "Take jobs out of a pipe, and put results or errors in, until the other end is closed."
     signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C is for the page, which then ends this process
     with contextlib.suppress(EOFError, OSError):
         while True:
-            function, args = pipe.recv()
-            try: answer = function(*args), None
-            except Exception as error: answer = None, error
+            function, args, heard = pipe.recv()
+            more = dict(tell=_teller(pipe)) if heard else {}
+            try: answer = 'end', function(*args, **more), None
+            except Exception as error: answer = 'end', None, error
             pipe.send(answer)
+
+# %% ../nbs/10d_app.ipynb #exp-wait
+def _answer(pipe, seconds, tell): # (result, error); None if the time is over
+    "Wait for the end of a job, and hand on what it tells until then."
+    end = time.monotonic() + seconds
+    while pipe.poll(max(0., end - time.monotonic())):
+        kind, *said = pipe.recv()
+        if kind == 'end': return said
+        tell(*said)
+    return None
 
 # %% ../nbs/10d_app.ipynb #exp-worker
 class Worker:
@@ -97,17 +127,19 @@ class Worker:
 
     def run(self, owner:str,   # who waits for the result; one at a time
             seconds:float,     # the limit
-            function, *args):  # of a module
+            function, *args,   # of a module
+            tell=None):        # hears which share is done; the function then gets a `tell` of its own
         "`function(*args)` in the process; `UserError` if it takes too long or dies."
         if self.process is None or not self.process.is_alive(): self._start()
         self.owner = owner
         try:
-            self.pipe.send((function, args))
-            if not self.pipe.poll(seconds):
+            self.pipe.send((function, args, tell is not None))
+            answer = _answer(self.pipe, seconds, tell)
+            if answer is None:
                 self.stop()
                 raise UserError(f'this took longer than {seconds:g} s and was stopped; choose something '
                                 'smaller or shorter')
-            result, error = self.pipe.recv()
+            result, error = answer
         except (EOFError, OSError):
             self.stop()
             raise UserError('the computation was ended, perhaps because the memory was full; '
@@ -123,15 +155,18 @@ class Worker:
         self.process.join()
 
 # %% ../nbs/10d_app.ipynb #exp-job
-def _paint_photo(photo, out, name, *how): # `how`: the arguments of `scene_of` after the photo
+def _paint_photo(photo, out, name, *how, tell=None): # `how`: the arguments of `scene_of` after the photo
     "The job of the page: write the scene to `out`; the HTML of the wipe."
-    photo, scene = scene_of(photo or example_photo(), *how)
+    photo, scene = scene_of(photo or example_photo(), *how, tell=tell)
     save_picture(scene, out)
     return wipe_html(photo, scene, name)
 
-def _paint_film(film, out, strength, weights, max_pixels) -> list:
+# %% ../nbs/10d_app.ipynb #exp-film-job
+def _paint_film(film, out, strength, weights, max_pixels, tell=None) -> list:
     "Write the film to `out`, every frame a scene; what one should know about it."
-    report = Stylizer(weights, max_pixels=max_pixels, strength=strength).video(film, out, progress=False)
+    painter = Stylizer(weights, max_pixels=max_pixels, strength=strength)
+    painter.tell = tell
+    report = painter.video(film, out, progress=False)
     for path, reason in report.failed: raise ImageError(path, reason)
     return report.notes
 
@@ -178,6 +213,7 @@ _SIZES = {'768 px, quick': 768, '1280 px': 1280, '2048 px, slow': 2048, 'as the 
 _UPLOAD = '256mb'                  # the largest file that may be sent
 _PHOTO, _FILM = 300, 1800          # seconds that one may take
 
+# %% ../nbs/10d_app.ipynb #exp-painters
 def _painters(weights) -> dict: # {what the page shows: weights}
     "The translators that the page offers, the one that was asked for first."
     bundled = {'drawn': 'drawn', 'shinkai (non-commercial, fetched on first use)': 'shinkai'}
@@ -206,6 +242,7 @@ def _name_of(upload) -> str: # what Gradio says about an uploaded file, or None
     "The name that the photo has on the visitor's computer."
     return (upload.get('orig_name') or 'photo') if upload else 'drawn example'
 
+# %% ../nbs/10d_app.ipynb #exp-trouble
 def _trouble(error, name:str) -> str: # name: of the photo
     "What went wrong, for the reader of the page."
     if isinstance(error, ImageError): return f'{name}: {error.reason}'
@@ -227,20 +264,21 @@ class _Desk:
         out = self.visitors.new_file(visitor, f'{Path(name).stem}-scene{suffix}')
         return upload and upload['path'], name, out
 
-    def photo(self, visitor:str, upload, size, strength, painter) -> tuple:
+    def photo(self, visitor:str, upload, size, strength, painter, tell=None) -> tuple:
         "(HTML of the wipe, file to download, what to say)"
         start, how = time.perf_counter(), (_chosen(_SIZES, size), strength, _chosen(self.painters, painter))
         photo, name, out = self._take(visitor, upload, '.png')
-        html = self.worker.run(visitor, _PHOTO, _paint_photo, photo, out, name, *how, self.max_pixels)
+        args = photo, out, name, *how, self.max_pixels
+        html = self.worker.run(visitor, _PHOTO, _paint_photo, *args, tell=tell)
         with Image.open(out) as scene: width, height = scene.size
         return html, out, f'{width} × {height} px in {time.perf_counter() - start:.1f} s.'
 
-    def film(self, visitor:str, upload, strength, painter) -> tuple:
+    def film(self, visitor:str, upload, strength, painter, tell=None) -> tuple:
         "(the new film, what to say)"
         if not upload: raise UserError('choose a film first')
         start, how = time.perf_counter(), (strength, _chosen(self.painters, painter), self.max_pixels)
         film, _, out = self._take(visitor, upload, '.mp4')
-        notes = self.worker.run(visitor, _FILM, _paint_film, film, out, *how)
+        notes = self.worker.run(visitor, _FILM, _paint_film, film, out, *how, tell=tell)
         return out, ' '.join([f'Painted in {time.perf_counter() - start:.0f} s.', *notes])
 
     def leave(self, visitor:str):
@@ -254,6 +292,7 @@ def _wishes(gr, painters) -> list: # components
     return [gr.Slider(0, 1, 1, step=.05, label='Strength of the style', info='0 is the photo'),
             gr.Radio(list(painters), value=list(painters)[0], label='Painted by')]
 
+# %% ../nbs/10d_app.ipynb #exp-photo-inputs
 def _photo_inputs(gr, painters) -> list: # components
     "What the visitor gives for a scene."
     camera = gr.WebcamOptions(mirror=False, constraints={'video': {'facingMode': 'environment'}})
@@ -262,6 +301,16 @@ def _photo_inputs(gr, painters) -> list: # components
     size = gr.Radio(list(_SIZES), value=list(_SIZES)[1], label='Longer side of the scene')
     return [photo, size, *_wishes(gr, painters)]
 
+# %% ../nbs/10d_app.ipynb #exp-busy
+def _while_busy(show, make, *args):
+    "`show(share)` for every share that `make` tells; the generator returns what `make` returned."
+    shares = queue.Queue()
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(make, *args, tell=shares.put)
+        job.add_done_callback(lambda _: shares.put(None))
+        for share in iter(shares.get, None): yield show(share)
+    return job.result()
+
 # %% ../nbs/10d_app.ipynb #exp-connect
 _PRIVATE = dict(preprocess=False, api_visibility='private')     # values as the browser sent them
 
@@ -269,9 +318,10 @@ def _connect(gr, desk, make, inputs, go, outputs): # the first input is the uplo
     "Let `make` answer when something is chosen, and when the button is pressed."
     same = [gr.skip()]*(len(outputs) - 1)
     def keep(request: gr.Request, upload): desk.visitors.add(request.session_hash, upload['path'])
+    def busy(share): return *same, _STATUS.format(f'Painting … {share:.0%}')
     def paint(request: gr.Request, upload, *wishes):
         yield *same, _STATUS.format('Painting …')
-        try: *made, said = make(request.session_hash, upload, *wishes)
+        try: *made, said = yield from _while_busy(busy, make, request.session_hash, upload, *wishes)
         except Exception as error: yield *same, _ALERT.format(_trouble(error, _name_of(upload)))
         else: yield *made, _STATUS.format(said)
     upload = inputs[0]
@@ -312,6 +362,7 @@ _LEAD = """# Your photo as an anime scene
 Everything is computed on this computer, and nothing is kept: photo and scene are deleted when you close the
 page. Move the line with the mouse, a finger or the arrow keys."""
 
+# %% ../nbs/10d_app.ipynb #exp-build
 def _build(gr, desk):
     "The page: a part for photos, another for films."
     def arrive(request: gr.Request): desk.visitors.arrive(request.session_hash)
@@ -347,6 +398,7 @@ _COLORS = {f'button_primary_background_fill{state}{mode}': blue for mode in ('',
            for state, blue in (('', '#0067a3'), ('_hover', '#00517f'))}
 _COLORS |= dict(body_text_color_subdued='*neutral_600', body_text_color_subdued_dark='*neutral_300')
 
+# %% ../nbs/10d_app.ipynb #exp-launch-page
 def _launch(gr, page, host, port, folder):
     "Start the server of a page; `UserError` if the port is taken."
     fonts = dict(font=['system-ui', 'sans-serif'], font_mono=['monospace'])      # the system's own

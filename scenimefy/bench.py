@@ -22,6 +22,7 @@ def _in_proc(name:str, file:str='/proc/self/status') -> int: # bytes; 0 where it
     except OSError: return 0
     return sum(int(line.split()[1])*1024 for line in lines if line.startswith(f'{name}:'))
 
+# %% ../nbs/14d_bench.ipynb #exp-peak-of-us
 def _peak() -> int: # bytes
     "The most memory that this process has held so far."
     if mark := _in_proc('VmHWM'): return mark
@@ -43,6 +44,7 @@ def _stay_within_free():
     import resource
     resource.setrlimit(resource.RLIMIT_AS, (held + free, resource.RLIM_INFINITY))
 
+# %% ../nbs/14d_bench.ipynb #exp-why
 def _why(error) -> str:
     "One line for the table."
     text = one_line(error)
@@ -151,6 +153,7 @@ def _rounds(row:Row, seconds:float # of all forms together, one call each
     "How often each form is called: often if that is cheap, twice if not."
     return max(2, min(7, int(row.budget/max(seconds, .1))))
 
+# %% ../nbs/14d_bench.ipynb #exp-one-call
 def _one_call(row:Row, form:str, live:dict, work, threads) -> dict: # seconds and peak, or error
     "Call a form in its process, which is started if there is none in `live`."
     if form not in live:
@@ -159,6 +162,7 @@ def _one_call(row:Row, form:str, live:dict, work, threads) -> dict: # seconds an
     if row.long or 'error' in answer: live.pop(form).end()
     return answer
 
+# %% ../nbs/14d_bench.ipynb #exp-run-forms
 def _run_forms(row:Row, work, threads) -> dict: # {form: {'seconds': [...], 'peak': bytes, maybe 'error'}}
     "Call all forms of a row in turns."
     found, live = {form: dict(seconds=[], peak=0) for form in row.forms}, {}
@@ -188,6 +192,7 @@ def _kept(work, row:Row, form:str):
     if not path.exists(): return None
     with np.load(path) as file: return [file[name] for name in file.files]
 
+# %% ../nbs/14d_bench.ipynb #exp-judge-forms
 def _judge(row:Row, work, found:dict):
     "Add to each form of `found` its best time, its gap and, if that is small enough, its ratio."
     theirs, stock = _kept(work, row, 'stock'), found['stock']
@@ -220,6 +225,7 @@ def _noise(h:int, w:int): # float32 (1,3,h,w) in [-1,1]
     import numpy as np
     return np.random.default_rng(0).uniform(-1, 1, (1, 3, h, w)).astype('f4')
 
+# %% ../nbs/14d_bench.ipynb #exp-paper-size
 def _paper_size(work):
     "A file with random weights of the paper's size."
     import torch
@@ -242,6 +248,7 @@ def _stock_stylize(name, h, w, work):
         with torch.inference_mode(): return [net(x)]
     return call
 
+# %% ../nbs/14d_bench.ipynb #exp-our-stylize
 def _our_stylize(name, h, w, work):
     "The network as `stylize` prepares it from a file."
     import torch
@@ -258,6 +265,7 @@ def _ready_stylize(name, work):
     try: export_onnx(_network(name, work), Path(work, 'net.onnx'))
     except Exception as error: warnings.warn(f'no columns of other engines: {_why(error)}')
 
+# %% ../nbs/14d_bench.ipynb #exp-onnxruntime
 def _onnxruntime_stylize(h, w, work):
     import onnxruntime
     options, x = onnxruntime.SessionOptions(), _noise(h, w)
@@ -265,6 +273,7 @@ def _onnxruntime_stylize(h, w, work):
     session = onnxruntime.InferenceSession(Path(work, 'net.onnx'), options, ['CPUExecutionProvider'])
     return lambda: session.run(None, {session.get_inputs()[0].name: x})
 
+# %% ../nbs/14d_bench.ipynb #exp-openvino
 def _openvino_stylize(h, w, work):
     import openvino
     settings, threads = dict(INFERENCE_PRECISION_HINT='f32'), int(os.environ.get('OMP_NUM_THREADS', 0))
@@ -272,6 +281,7 @@ def _openvino_stylize(h, w, work):
     net, x = openvino.compile_model(Path(work, 'net.onnx'), 'CPU', settings), _noise(h, w)
     return lambda: [net([x])[0]]
 
+# %% ../nbs/14d_bench.ipynb #exp-which-engines
 _ENGINES = dict(onnxruntime=_onnxruntime_stylize, openvino=_openvino_stylize)
 
 def _engines() -> list:
@@ -297,6 +307,7 @@ def _step(reading:str, size:int, ngf:int, work):
     cfg = semisup.SemisupSettings.preset('paper').but(size=size, load_size=size, ngf=ngf, ndf=ngf)
     torch.manual_seed(0)
     nets = semisup.Networks(cfg)
+    if reading == 'fast_step': semisup.settle_way(nets, cfg)      # as a run does before its first step
     optims, ids = semisup.make_optimizers(nets, cfg), semisup.draw_ids(cfg, 0)
     pictures, step = list(torch.from_numpy(_noise(4*size, size)).split(size, 2)), getattr(semisup, reading)
     def call():
@@ -352,6 +363,7 @@ def _stock_fid(work):
     batch, workers = min(50, len(files)), min(os.cpu_count(), 8)       # as its command line has them
     return lambda: fid_score.calculate_activation_statistics(files, net, batch, 2048, 'cpu', workers)
 
+# %% ../nbs/14d_bench.ipynb #exp-our-fid
 def _our_fid(work):
     "`evaluate` up to the statistics."
     from scenimefy.evaluate import summarize, survey
@@ -372,6 +384,7 @@ def _start(text, words, work):
     words = [str(work) + word.removeprefix('WORK') if word.startswith('WORK') else word for word in words]
     return _Program(sys.executable, '-c', text, *words)
 
+# %% ../nbs/14d_bench.ipynb #exp-startup-rows
 def _ready_photo(work):
     from PIL import Image
     Image.new('RGB', (64, 64), 'teal').save(Path(work, 'photo.png'))
@@ -419,6 +432,7 @@ def _pace(threads) -> float:
     row = Row('pace', '', '', forms, _PACE, ready=_paper_size)
     return measure(row, threads)['forms']['stock'].get('best', _PACE)/_PACE
 
+# %% ../nbs/14d_bench.ipynb #exp-estimate
 def _estimate(row:Row, pace:float) -> float: # seconds
     "All calls of a row, the start of its processes, and what `ready` writes."
     calls, n = len(row.forms)*row.seconds*pace, len(row.forms)
@@ -448,6 +462,7 @@ def _machine(threads=None) -> dict:
                 cores=cores, threads=threads or torch.get_num_threads(), load=load,
                 memory=_memory_total(), system=platform.platform(), versions=versions)
 
+# %% ../nbs/14d_bench.ipynb #exp-machine-line
 def _machine_line(m:dict) -> str:
     versions = ', '.join(f'{name} {version}' for name, version in m['versions'].items())
     return (f"{m['processor']}, {m['vectors']}, {m['cores']} cores, {m['threads']} threads, "
@@ -460,6 +475,7 @@ def _time_cell(form:dict) -> str:
     spread = max(form['seconds'])/form['best'] - 1
     return f"{form['best']:.3g} s (+{spread:.0%})"
 
+# %% ../nbs/14d_bench.ipynb #exp-other-cell
 def _other_cell(form) -> str:
     "Another engine, all in one cell."
     if not form: return ''
@@ -467,6 +483,7 @@ def _other_cell(form) -> str:
     ratio = f", {form['ratio']:.2f}×" if 'ratio' in form else ''
     return f"{_time_cell(form)}{ratio}, {form['peak']/2**20:.0f} MiB"
 
+# %% ../nbs/14d_bench.ipynb #exp-table
 def table(record:dict # of `bench`
          ) -> tuple:  # names of the columns, and the cells of each row
     "The times, as a person reads them."
@@ -497,6 +514,7 @@ def _markdown(record:dict) -> str:
     text += [f"- `{r['name']}`: {r['what']}; stock: {r['stock']}" for r in record['rows']]
     return '\n'.join(text) + '\n'
 
+# %% ../nbs/14d_bench.ipynb #exp-save
 def _save(record:dict, out:Path):
     "bench.json and bench.md, whole or not at all."
     from scenimefy.core import atomic_path

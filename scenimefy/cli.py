@@ -271,7 +271,8 @@ _Feather = _maybe(int, 'PX', 'How far the edge of a mask is blurred [8].')
 # %% ../nbs/15_cli.ipynb #exp-file-options
 _Format = _maybe(str, 'png|jpeg|webp', 'Kind of the files in a folder [png].')
 _Quality = _maybe(int, '1..100', 'Of JPEG and WebP [95].')
-_Skip = _maybe(bool, None, 'Leave scenes of an earlier run as they are.', '--skip-existing')
+_Skip = _maybe(bool, None, 'Leave scenes of an earlier run as they are; refused if they were made '
+              'in another way.', '--skip-existing')
 _Metadata = _maybe(bool, None, 'Copy camera, time and author of a photo; not where it was taken.',
                    '--keep-metadata')
 _Location = _maybe(bool, None, 'With --keep-metadata: also where it was taken.', '--keep-location')
@@ -283,14 +284,18 @@ _ReportFile = _maybe(Path, 'FILE', 'Write as JSON what became of every photo.', 
 # %% ../nbs/15_cli.ipynb #exp-tell-report
 def _stylize(paths, out, resume, how):
     "A film, a file or a folder: the report about it."
+    from scenimefy.core import UserError
     from scenimefy.stylize import Stylizer, film_target, stylize_file, stylize_folder
     progress = sys.stderr.isatty()
     film = film_target(paths[0], out) if len(paths) == 1 else None
+    if film and not paths[0].exists():           # before weights are fetched
+        raise UserError(f'{paths[0]}: no such file or folder')
     if film:
         mask = how.pop('mask', None)
         return Stylizer(**how).video(paths[0], film, mask, resume=resume, progress=progress)
-    if out.suffix.lower() in _FILES and not out.is_dir(): return stylize_file(paths, out, **how)
-    return stylize_folder(paths, out, progress=progress, **how)
+    one = out.suffix.lower() in _FILES and not out.is_dir()
+    make = stylize_file if one else stylize_folder
+    return make(paths, out, progress=progress, **how)
 
 def _tell_report(report, out):
     "A line about all, a line for each note and each failure, and the exit status."

@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['PLANS', 'center_of', 'Room', 'Moments', 'DirectConv', 'WideConv', 'quick_weight', 'QuickConv', 'Photo', 'Kept',
            'Active', 'Conv', 'Down', 'Up', 'Sum', 'strip_memory', 'strip_pass', 'is_untouched', 'QuickGenerator',
-           'quicken', 'parse_size', 'memory_free', 'memory_needed', 'choose_plan']
+           'quicken', 'parse_size', 'memory_free', 'memory_needed', 'choose_plan', 'QuickProduct', 'LearningConv',
+           'learn_quickly', 'trial', 'quickest_way']
 
 # %% ../nbs/04b_fast.ipynb #exp-imports
-import re
+import functools, re, time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from .core import SettingsError, UserError
 from .translator import (Downsample, InstanceNorm, ReflectPad, ResnetBlock, ResnetGenerator,
@@ -95,13 +97,14 @@ class WideConv:
 # values at the points 0, 1, -1, 2, -2, ∞ of a polynomial stand for its coefficients, and back
 _POINTS = torch.tensor([[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
                         [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1.]])
-_KERNEL = torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24.]])/24
+_KERNEL = torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]).double()/24
 _BACK = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1.]])
 
+# %% ../nbs/04b_fast.ipynb #exp-quick-weight
 def quick_weight(conv): # a 3×3 `nn.Conv2d`
     "Its nine taps as 36 matrices (36, in_channels, out_channels)."
     taps = conv.weight.detach().double().permute(2, 3, 1, 0).flatten(0, 1)
-    both = torch.kron(_KERNEL.double(), _KERNEL.double())
+    both = torch.kron(_KERNEL, _KERNEL)
     return (both @ taps.flatten(1)).view(36, *taps.shape[1:]).float()
 
 # %% ../nbs/04b_fast.ipynb #exp-quickconv
@@ -140,12 +143,15 @@ class QuickConv:
         return y[:h, :w] if out is None else out.copy_(y[:h, :w])
 
 # %% ../nbs/04b_fast.ipynb #exp-kernel
-def _is_quick(conv): return conv.kernel_size == (3, 3) and conv.in_channels*conv.out_channels >= 2**13
+_WIDE = 2**13    # channels in times channels out
+
+def _is_quick(conv): return conv.kernel_size == (3, 3) and conv.in_channels*conv.out_channels >= _WIDE
 
 def _is_cpu_float(net):
     weight = next(net.parameters())
     return weight.device.type == 'cpu' and weight.dtype == torch.float32
 
+# %% ../nbs/04b_fast.ipynb #exp-kernels
 def _kernels(net): # one for each convolution, in their order
     "The ways to compute the convolutions of `net` over strips."
     room, quick = Room(), getattr(net, 'quick', {}) if _is_cpu_float(net) else {}
@@ -162,6 +168,7 @@ class Photo:
 
     def into(self, a, b, out): out.copy_(self.map[a:b])
 
+# %% ../nbs/04b_fast.ipynb #exp-kept
 class Kept:
     "Raw numbers of a layer that are kept whole."
     def __init__(self, map): self.map = map   # (H,W,C)
@@ -280,6 +287,7 @@ def _strips(h, w, channels, least): # [(a,b)]
     rows = max(least, rows//4*4)
     return [(a, min(a + rows, h)) for a in range(0, h, rows)]
 
+# %% ../nbs/04b_fast.ipynb #exp-measure-conv
 def _measure(conv, least, tick, keep=None): # `keep`: (H,W,C), where the raw numbers go
     "Scale and shift of every channel of a `Conv`, from one pass over its strips."
     moments, strips = Moments(), _strips(conv.h, conv.w, max(conv.c, conv.source.c), least)
@@ -333,6 +341,7 @@ def _encode(walk, photo): # (H/4,W/4,4·ngf)
     if walk.plan == 'half': x = Photo(walk.whole(x, 'B'))
     return walk.whole(Down(walk.layer(x, False, 'A' if every else '')), 'x')
 
+# %% ../nbs/04b_fast.ipynb #exp-blocks
 def _blocks(walk, x): # a `Sum`
     "The residual blocks, over `x` and one more map, which is one row higher."
     source, y = Photo(x), walk.room.floats(x, 'y', len(x) + 1, *x.shape[1:])
@@ -344,6 +353,7 @@ def _blocks(walk, x): # a `Sum`
         source = Sum(x, high, *_measure(conv, 4, walk.tick, high))
     return source
 
+# %% ../nbs/04b_fast.ipynb #exp-decode
 def _decode(walk, source, out): # `out`: (3,H,W)
     "From the middle to the scene."
     source = walk.layer(Up(source), False, '' if walk.plan == 'quarter' else 'B')
@@ -361,6 +371,7 @@ class _Ticker:
         self.done += share/self.passes
         if self.progress: self.progress(min(self.done, 1.))
 
+# %% ../nbs/04b_fast.ipynb #exp-strips
 @torch.inference_mode()
 def strip_pass(net:ResnetGenerator,
                x:torch.Tensor,    # float (B,3,H,W) in [-1,1], on the device of `net` and of its kind
@@ -403,6 +414,7 @@ class QuickGenerator(ResnetGenerator):
         _check_input(x, self.in_ch, self.min_side, 'QuickGenerator')
         return strip_pass(self, x)
 
+# %% ../nbs/04b_fast.ipynb #exp-quicken-net
 def quicken(net:ResnetGenerator) -> QuickGenerator:
     """A copy of `net` for stylizing on a CPU in float32: same numbers to about 1e-4, in less time.
     A network with layers of its own, such as a steady one, is returned as it is."""
@@ -432,6 +444,7 @@ def memory_free(device) -> 'int | None': # bytes, None where we cannot tell
     try: return min(free, number(r'^(\d+)', group + 'max') - number(r'^anon (\d+)', group + 'stat'))
     except (OSError, TypeError): return free
 
+# %% ../nbs/04b_fast.ipynb #exp-resident
 def _resident(): # bytes of this process in memory; Linux says it, elsewhere an estimate
     try: return int(Path('/proc/self/statm').read_text().split()[1])*4096
     except (OSError, IndexError): return 400_000_000
@@ -441,6 +454,7 @@ def memory_needed(h:int, w:int, ngf:int=64, bits:int=32) -> int: # bytes
     "About what a pass in one piece takes for an (h,w) picture: six maps, measured at 768 and 1024 px."
     return (-(-h//4)*4)*(-(-w//4)*4)*ngf*bits//8*6
 
+# %% ../nbs/04b_fast.ipynb #exp-choose-plan
 def choose_plan(net, # `ResnetGenerator`
                 h:int, w:int,
                 max_memory:int=None, # bytes that the program may hold; None: what is free
@@ -448,13 +462,151 @@ def choose_plan(net, # `ResnetGenerator`
     "None for one piece, else a plan of `PLANS`; `UserError` if no plan fits."
     weight = next(net.parameters())
     room, held = memory_free(weight.device), _resident() if weight.device.type == 'cpu' else 0
-    if max_memory is not None: room = min(max_memory - held, max_memory if room is None else room)
+    rest = 'are free'
+    if max_memory is not None and (room is None or max_memory - held < room):
+        room, rest = max_memory - held, f'are left of the {max_memory/1e9:.1f} GB that it may hold in all'
     need = batch*memory_needed(h, w, net.ngf, weight.element_size()*8)
     strips = is_untouched(net)
     if not (strips and _is_cpu_float(net)) and (room is None or need <= room): return None
     for plan in PLANS if strips else ():
         need = strip_memory(h, w, net.ngf, plan) + 24*h*w*(batch - 1)
         if room is None or need <= room: return plan
-    least = need if max_memory is None else need + held
-    raise UserError(f'a {w}×{h} picture needs about {least/1e9:.1f} GB of memory on {weight.device}, and '
-                    f'{(max_memory or room)/1e9:.1f} GB are there; make it smaller, or allow more')
+    raise UserError(f'a {w}×{h} picture needs about {need/1e9:.1f} GB of memory on {weight.device}, beside '
+                    f'what the program holds already, and {max(room, 0)/1e9:.1f} GB {rest}; make it smaller, '
+                    'or allow more')
+
+# %% ../nbs/04b_fast.ipynb #exp-tiling
+_TILES = 256    # at once: few enough that what is made of them stays in the cache
+
+def _grown(x, more): return F.pad(x, more) if any(more) else x
+
+class _Tiling:
+    "How a map (B,C,H,W) is cut into tiles of 6×6, one for each 4×4 results."
+    def __init__(self, x, p):             # p: zeros around the map
+        self.n, self.p = len(x), p
+        self.h, self.w = x.shape[2] + 2*p - 2, x.shape[3] + 2*p - 2        # of the result
+        self.rows, self.cols = -(-self.h//4), -(-self.w//4)
+        self.below, self.right = 4*self.rows - self.h, 4*self.cols - self.w
+
+    def padded(self, x): return _grown(x, (self.p, self.p + self.right, self.p, self.p + self.below))
+    def groups(self):
+        "(picture, first row of tiles, the row after the last)"
+        step = max(1, _TILES//self.cols)
+        for i in range(self.n):
+            for a in range(0, self.rows, step): yield i, a, min(a + step, self.rows)
+
+# %% ../nbs/04b_fast.ipynb #exp-in-fours
+def _in_fours(y): # (C,4r,4k) → (4,4,C,r,k), the same memory
+    "Row and column within a 4×4 block first."
+    c, h, w = y.shape
+    return y.unflatten(2, (w//4, 4)).unflatten(1, (h//4, 4)).permute(2, 4, 0, 1, 3)
+
+# %% ../nbs/04b_fast.ipynb #exp-values
+def _values(x, into, room): # (36,C,r·k)
+    "The 36 values of every tile of `x` (C,4r+2,4k+2)."
+    tiles = x.unfold(1, 6, 4).unfold(2, 6, 4).permute(3, 4, 0, 1, 2)
+    gathered = room.floats(x, 'tiles', *tiles.shape).copy_(tiles).view(36, -1)
+    return torch.mm(into, gathered, out=room.floats(x, 'values', *gathered.shape)).view(36, len(x), -1)
+
+# %% ../nbs/04b_fast.ipynb #exp-add-tiles
+def _add_tiles(out, tiles): # (C,4r+4,4k+4), (36,C,r·k)
+    "Add the tiles to `out`, where they lie over each other by two pixels."
+    blocks = _in_fours(out)
+    tiles = tiles.view(6, 6, len(out), blocks.shape[3] - 1, -1)
+    blocks[:, :, :, :-1, :-1] += tiles[:4, :4]
+    blocks[:2, :, :, 1:, :-1] += tiles[4:, :4]
+    blocks[:, :2, :, :-1, 1:] += tiles[:4, 4:]
+    blocks[:2, :2, :, 1:, 1:] += tiles[4:, 4:]
+
+# %% ../nbs/04b_fast.ipynb #exp-forth
+_MAPS = [torch.kron(m, m) for m in (_POINTS, _KERNEL, _BACK)]     # into, of the taps, back
+
+def _forth(x, weight, bias, p, room): # (B,O,h,w)
+    "The convolution of `x` (B,C,H,W) with `weight` (O,C,3,3)."
+    grid, (into, of_taps, back) = _Tiling(x, p), (m.to(x) for m in _MAPS)
+    x, o = grid.padded(x), len(weight)
+    taps = (of_taps @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(36, o, -1)
+    y = x.new_empty(grid.n, o, 4*grid.rows, 4*grid.cols)
+    for i, a, b in grid.groups():
+        values = _values(x[i, :, 4*a:4*b+2], into, room)
+        products = room.floats(x, 'products', 36, o, values.shape[2])
+        torch.bmm(taps, values, out=products)
+        results = torch.mm(back, products.flatten(1), out=room.floats(x, 'results', 16, products[0].numel()))
+        blocks = _in_fours(y[i, :, 4*a:4*b])
+        torch.add(results.view(blocks.shape), bias.view(-1, 1, 1), out=blocks)
+    return y[:, :, :grid.h, :grid.w]
+
+# %% ../nbs/04b_fast.ipynb #exp-back
+def _back(grad, x, weight, p, room): # gradients of `x` and `weight`
+    "What `_forth` sends back for `grad`, the gradient of its result."
+    grid, (into, of_taps, back) = _Tiling(x, p), (m.to(x) for m in _MAPS)
+    h, w, x, o = *x.shape[2:], grid.padded(x), len(weight)
+    grad = _grown(grad, (0, grid.right, 0, grid.below))
+    taps = (of_taps @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(36, o, -1)
+    to_taps, to_x = torch.zeros_like(taps), x.new_zeros(*x.shape[:2], 4*grid.rows + 4, 4*grid.cols + 4)
+    for i, a, b in grid.groups():
+        blocks = _in_fours(grad[i, :, 4*a:4*b])
+        results = room.floats(x, 'results', *blocks.shape).copy_(blocks).view(16, -1)
+        products = torch.mm(back.T, results, out=room.floats(x, 'products', 36, results.shape[1]))
+        products = products.view(36, o, -1)
+        values = _values(x[i, :, 4*a:4*b+2], into, room)
+        torch.baddbmm(to_taps, products, values.mT, out=to_taps)
+        torch.bmm(taps.mT, products, out=values)          # the values are not needed any more
+        tiles = room.floats(x, 'tiles', 36, values[0].numel())
+        _add_tiles(to_x[i, :, 4*a:4*b+4], torch.mm(into.T, values.flatten(1), out=tiles))
+    to_weight = (of_taps.T @ to_taps.flatten(1)).view(3, 3, o, -1).permute(2, 3, 0, 1)
+    return to_x[:, :, p:p+h, p:p+w], to_weight
+
+# %% ../nbs/04b_fast.ipynb #exp-learning
+class QuickProduct(torch.autograd.Function):
+    "A 3×3 convolution over `p` zeros around, and its gradients, with 36 products where 144 are usual."
+    @staticmethod
+    def forward(ctx, x, weight, bias, p, room):
+        ctx.save_for_backward(x, weight)
+        ctx.more = p, room
+        return _forth(x, weight, bias, p, room)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        return *_back(grad, *ctx.saved_tensors, *ctx.more), grad.sum((0, 2, 3)), None, None
+
+# %% ../nbs/04b_fast.ipynb #exp-learning-conv
+class LearningConv(nn.Module):
+    "A 3×3 `nn.Conv2d` that computes by `QuickProduct`; weights and their names are those of `conv`."
+    def __init__(self, conv, room):
+        super().__init__()
+        self.weight, self.bias, self.p, self.room = conv.weight, conv.bias, conv.padding[0], room
+
+    def forward(self, x): return QuickProduct.apply(x, self.weight, self.bias, self.p, self.room)
+
+# %% ../nbs/04b_fast.ipynb #exp-learn-quickly
+def learn_quickly(net:nn.Module):
+    "Let the wide 3×3 convolutions of `net` compute by `QuickProduct`, in place."
+    room = Room()
+    for parent in [*net.modules()]:
+        for name, m in parent.named_children():
+            if type(m) is nn.Conv2d and _is_quick(m): setattr(parent, name, LearningConv(m, room))
+
+# %% ../nbs/04b_fast.ipynb #exp-trial
+@functools.cache
+def trial(channels:int, side:int, threads:int) -> dict: # {way: seconds}
+    "A residual block on a map of `side`×`side`, forth and back: as PyTorch does it, and by `QuickProduct`."
+    with torch.random.fork_rng(devices=[]): ways = {way: ResnetBlock(channels) for way in ('direct', 'quick')}
+    learn_quickly(ways['quick'])
+    x, seconds = torch.linspace(-1, 1, channels*side**2).view(1, channels, side, side), {}
+    x.requires_grad_()
+    for turn in range(4):                                    # the first one warms up
+        for way, block in ways.items():
+            start = time.perf_counter()
+            block(x).sum().backward()
+            took = time.perf_counter() - start
+            if turn: seconds[way] = min(took, seconds.get(way, took))
+    return seconds
+
+# %% ../nbs/04b_fast.ipynb #exp-quickest-way
+def quickest_way(channels:int, side:int) -> tuple: # 'direct' or 'quick', and the seconds of both
+    "What `trial` finds clearly quicker on this machine; 'direct' and nothing where there is no choice."
+    if channels**2 < _WIDE: return 'direct', {}
+    seconds = trial(channels, side, torch.get_num_threads())
+    return ('quick' if seconds['quick'] < .95*seconds['direct'] else 'direct'), seconds

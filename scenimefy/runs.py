@@ -359,7 +359,7 @@ def _save(r):
 # %% ../nbs/02b_runs.ipynb #exp-run
 class TrainingRun(Processes):
     "The state of one training. A stage sets `nets`, `optims`, `ema`, `sets`, `n_steps` and three methods."
-    ema = None                       # a network, if the run keeps an average
+    ema, way = None, ''              # a network, if the run keeps an average; how it computes, see `settle`
     result = 'result.safetensors'    # what `export` writes, below the run's folder
     advice = 'Start again with a smaller lr, or with precision fp32'   # to those whose run diverged
     def __init__(self, cfg:RunSettings, folder, device:str='auto'):
@@ -376,7 +376,7 @@ class TrainingRun(Processes):
         if not self.main: return
         tensors = state_tensors(self.nets, self.optims, self.ema)
         _check_finite(tensors, self)
-        data = {**_fingerprint(self.shelves()), 'processes': [self.world_size, '']}
+        data = {**_fingerprint(self.shelves()), 'processes': [self.world_size, ''], 'way': [self.way, '']}
         try:
             save_checkpoint(self.folder, self.step, self.cfg, tensors, data)
             self.export()
@@ -387,12 +387,12 @@ class TrainingRun(Processes):
 
     def feed(self):
         "The batches that are still to come, one tuple of tensors per step."
-        steps = self.step, self.n_steps - self.step
-        args = (self.cfg.batch, *steps, self.cfg.workers, self.rank, self.world_size)
-        there = dict(device=self.device, non_blocking=True, memory_format=self.layout)
+        cfg, there = self.cfg, dict(device=self.device, non_blocking=True, memory_format=self.layout)
+        args = cfg.batch, self.step, self.n_steps - self.step, cfg.workers, self.rank, self.world_size
         with _deaths_in_turn():
             for parts in zip(*(loader(s, *args) for s in self.sets)):
                 yield [t.to(**there) for part in parts for t in part]
+    def settle(self, way=''): pass    # before a step: choose how to compute, or take up an earlier life's way
     def take_step(self, batch) -> dict: raise NotImplementedError   # {name: loss}
     def sheet(self) -> torch.Tensor: raise NotImplementedError  # (3,H,W) in [-1,1]
     def export(self): raise NotImplementedError                 # writes folder/result, in the main process
@@ -416,7 +416,7 @@ def _moved(was:dict, now:dict) -> list: # fingerprints, then and now
     "The folders that hold other files than before, in words; one may have come or gone."
     found = []
     for k in dict.fromkeys([*was, *now]):
-        if k == 'processes' or was.get(k) == now.get(k): continue
+        if k in ('processes', 'way') or was.get(k) == now.get(k): continue
         before, after = was.get(k, [0]), now.get(k, [0])
         found.append(f'{k}: {before[0]} → {after[0]} files')
     return found
@@ -463,13 +463,15 @@ def _resume_run(r:TrainingRun):
     if r.main:
         damaged = [p for p in checkpoints(r.folder) if p > path]
         for p in damaged: p.rename(p.with_suffix('.damaged'))
+    r.settle(json.loads(meta['data']).get('way', ['direct'])[0])
     restore(tensors, r.nets, r.optims, r.ema)
     r.step = r.saved = int(meta['step'])
     r.export()  # a life that ended between two files may have left an older one
 
 # %% ../nbs/02b_runs.ipynb #exp-begin
 # what a run's folder holds besides the result
-_RUN_FILES = {'settings.json', 'log.jsonl', 'samples', 'checkpoints', 'tensorboard', 'source.json'}
+_RUN_FILES = {'settings.json', 'log.jsonl', 'samples', 'checkpoints', 'tensorboard', 'source.json',
+              'way.json'}
 
 def _died_young(r:TrainingRun) -> bool:
     "Whether the folder holds a run that ended before it had saved anything, and nothing else."
@@ -498,6 +500,7 @@ def _begin_run(r:TrainingRun, resume:bool):
     elif began:
         raise UserError(f"{r.folder} already holds a training run (or another one's files); "
                         'add --resume to go on, or choose another folder')
+    if not r.step: r.settle()
     r.accelerator.wait_for_everyone()  # all have looked at the folder before the first one writes to it
     if r.main:
         with atomic_path(r.folder/'settings.json') as tmp: tmp.write_text(r.cfg.to_json())

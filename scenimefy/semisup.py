@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['BRANCHES', 'TERMS', 'Term', 'over_taps', 'load_content', 'only', 'without_branch', 'SemisupSettings', 'term_weights',
            'Networks', 'make_optimizers', 'lr_factor', 'draw_ids', 'View', 'plain_step', 'OnePass', 'FastView',
-           'fast_step', 'sample_sheet', 'fit_palette', 'Run', 'train']
+           'fast_step', 'settle_way', 'sample_sheet', 'fit_palette', 'Run', 'train']
 
 # %% ../nbs/09_semisup.ipynb #exp-imports
-import contextlib, dataclasses, functools
+import contextlib, dataclasses, functools, json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import Callable, NamedTuple
 import torch
 from torch import nn
 
-from .core import SettingsError, opt, seeded
+from .core import SettingsError, atomic_path, opt, seeded
 from .data import PairedSet, UnpairedSet
+from .fast import learn_quickly, quickest_way
 from .losses import (color_blocks, content, copy_error, gamma, hard_negative_weights, hdce,
                               lambda_sup, lsgan, patch_nce, src)
 from .priors import load_perceptual
@@ -398,6 +399,20 @@ def fast_step(nets, optims, batch, ids, cfg, epoch, content_loss=None, amp=conte
     log['total'] = sum(w[t.name]*log[t.name] for t in TERMS if w[t.name])
     return log
 
+# %% ../nbs/09_semisup.ipynb #exp-settle
+def settle_way(nets:Networks, cfg,
+               way:str='', # 'direct' or 'quick'; '': by a trial
+               note=None   # a file for what a trial measures
+              ) -> str:    # the way
+    "Let the translator on a CPU compute its convolutions in the quickest way, or in the given one."
+    seconds = {}
+    if next(nets.parameters()).device.type != 'cpu' or cfg.precision != 'fp32': way = 'direct'
+    if not way: way, seconds = quickest_way(4*cfg.ngf, cfg.size//4)
+    if way == 'quick': learn_quickly(nets.G)
+    if note and seconds:
+        with atomic_path(note) as tmp: tmp.write_text(json.dumps(dict(way=way, **seconds)))
+    return way
+
 # %% ../nbs/09_semisup.ipynb #exp-sheet
 @torch.no_grad()
 def _translated(G, x) -> torch.Tensor: # (B,3,H,W) → the same
@@ -446,6 +461,13 @@ def _finished(run) -> ResnetGenerator:
     net.palette = None if palette is None else palette.cpu()
     return net
 
+# %% ../nbs/09_semisup.ipynb #exp-average
+def _average_of(G, cfg, device) -> ResnetGenerator:
+    "A second translator with the weights of `G`, to begin an average with."
+    average = ResnetGenerator(3, 3, cfg.ngf, cfg.n_blocks).to(device)
+    average.load_state_dict(G.state_dict())
+    return average
+
 # %% ../nbs/09_semisup.ipynb #exp-run
 class Run(TrainingRun):
     "The state of one translator training."
@@ -457,12 +479,13 @@ class Run(TrainingRun):
                      PairedSet(pairs, cfg.size, cfg.load_size, cfg.seed))
         self.epoch_steps = cfg.epoch_steps or max(1, len(self.sets[0])//(cfg.batch*self.world_size))
         self.n_steps = self.epoch_steps*cfg.epochs
-        nets = _newborn(cfg, self.sets[1], start)
-        self.nets = nets.to(self.device, memory_format=self.layout)
+        self.nets = _newborn(cfg, self.sets[1], start).to(self.device, memory_format=self.layout)
         self.optims = make_optimizers(self.nets, cfg)
-        if cfg.ema:
-            self.ema = ResnetGenerator(3, 3, cfg.ngf, cfg.n_blocks).to(self.device)
-            self.ema.load_state_dict(self.nets.G.state_dict())
+        if cfg.ema: self.ema = _average_of(self.nets.G, cfg, self.device)
+
+    def settle(self, way:str=''):
+        if self.world_size > 1: way = way or 'direct'         # they would have to agree
+        self.way = settle_way(self.nets, self.cfg, way, self.folder/'way.json')
 
     def losses(self, batch, epoch) -> dict:
         ids = draw_ids(self.cfg, self.step, self.device, self.rank)

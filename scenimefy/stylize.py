@@ -7,7 +7,8 @@ __all__ = ['pad_to_fit', 'translate', 'StylizeSettings', 'stylize', 'Done', 'Fai
            'check_sheet', 'save_picture', 'read_told', 'stylize_folder', 'stylize_file', 'film_target', 'Stylizer']
 
 # %% ../nbs/10_stylize.ipynb #exp-imports
-import contextlib, copy, functools, hashlib, itertools, json, os, time, unicodedata, warnings
+import contextlib, copy, functools, hashlib, itertools, json, os, re, time, unicodedata
+import warnings
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -151,6 +152,7 @@ def _about(painter, weights) -> dict: # for reports
 # %% ../nbs/10_stylize.ipynb #exp-painter
 class _Painter:
     "A network and all choices: the part of `Stylizer` that needs no files."
+    tell = None    # hears which share of a picture is done
     def __init__(self,
                  weights='drawn',     # 'drawn', 'shinkai', a weights file, or a `ResnetGenerator`
                  device:str='auto',   # 'auto', 'cpu', 'cuda', 'mps'; 'auto' leaves a network where it is
@@ -174,7 +176,7 @@ class _Painter:
               mask=None              # float (1,1,H,W) or (B,1,H,W) in [0,1]: where the scene is
              ) -> torch.Tensor:      # float32 (B,3,H,W) in [-1,1]
         "Photos to scenes, as they are shown."
-        scene = translate(self.net, x, self.max_memory)
+        scene = translate(self.net, x, self.max_memory, self.tell)
         x = x.to(scene)
         scene = as_shown(scene, x, self.palette)
         if self.brush: scene = brush_over(scene, x)
@@ -293,6 +295,8 @@ def check_sheet(path) -> Path:
     raise SettingsError(f'{path}: a sheet is an .html page, or a picture such as .png')
 
 # %% ../nbs/10_stylize.ipynb #exp-sources
+_NOWHERE = 'no such file or folder'
+
 def _as_list(paths) -> list:
     return [Path(p) for p in ([paths] if isinstance(paths, (str, os.PathLike)) else paths)]
 
@@ -302,7 +306,7 @@ def _sources(paths, out):
     for top in paths:
         if not top.is_dir():
             if top.exists(): found.setdefault(os.path.abspath(top), (top, Path(top.name)))
-            else: failed.append(Failed(top, 'no such file or folder'))
+            else: failed.append(Failed(top, _NOWHERE))
             continue
         root, home = top.resolve(), out.resolve()
         if root == home:
@@ -320,6 +324,7 @@ def _sources(paths, out):
 
 # %% ../nbs/10_stylize.ipynb #exp-names-out
 _SIGNATURE = 'scenimefy'   # stands as `Software` in every file that we write
+_HISTORY = ExifTags.Base.ImageHistory    # where JPEG and WebP say how a scene was made; PNG says it in a text
 _SUFFIX = dict(png='.png', jpeg='.jpg', webp='.webp')
 
 # %% ../nbs/10_stylize.ipynb #exp-is-ours
@@ -375,18 +380,21 @@ _CAMERA, _PLACE = ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo
 
 def save_picture(picture:Image.Image, path,
                  quality:int=95,           # of JPEG and WebP, 1 to 100
-                 told:Image.Exif=None      # what else to write, see `read_told`
+                 told:Image.Exif=None,     # what else to write, see `read_told`
+                 made:str=''               # how it was made, see `_made_with`
                 ) -> Path:
-    "Write a picture in sRGB with our name and no other metadata, whole or not at all; the suffix decides."
+    "Write a picture in sRGB, with our name and what else is given, whole or not at all; the suffix decides."
     path = Path(path)
     suffix, exif = path.suffix.lower(), Image.Exif() if told is None else told
     exif[ExifTags.Base.Software] = _SIGNATURE
+    if made: exif[_HISTORY] = made
     exif.get_ifd(_CAMERA)[ExifTags.Base.ColorSpace] = 1           # sRGB
     more = dict(quality=quality, exif=exif)
     if suffix in ('.jpg', '.jpeg'): picture = as_rgb(picture)     # no transparency there: it becomes white
     if suffix == '.png':
         more = dict(pnginfo=PngImagePlugin.PngInfo(), exif=told)
         more['pnginfo'].add_text('Software', _SIGNATURE)
+        if made: more['pnginfo'].add_text(_SIGNATURE, made)
         more['pnginfo'].add(b'sRGB', bytes(1))                    # colors outside are treated as usual: 0
     picture = Image.fromarray(np.asarray(picture))                # pixels only: no EXIF, no GPS
     with atomic_path(path) as tmp: picture.save(tmp, **more)
@@ -417,6 +425,45 @@ def read_told(path, place:bool=False) -> Image.Exif:
         with Image.open(path) as im: told = _copy_told(im.getexif(), place)
     return told
 
+# %% ../nbs/10_stylize.ipynb #exp-digest
+def _digest(*parts) -> str: # tensors and bytes
+    "Sixteen letters that differ if anything in `parts` does."
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else part.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+def _digest_of_mask(mask) -> str:
+    if not isinstance(mask, (str, os.PathLike)): return _digest(np.asarray(mask).tobytes())
+    try: return _digest(Path(mask).read_bytes())
+    except OSError: return ''               # reading it will fail again, and be reported
+
+# %% ../nbs/10_stylize.ipynb #exp-made-with
+_UNSEEN = ('base', 'skip_existing', 'format', 'smooth', 'batch')   # choices that change no pixel of a scene
+
+def _made_with(painter) -> dict:
+    "What decides how the scenes of a run look, besides photo and mask."
+    net, cfg = painter.net, painter.settings
+    palette = [] if net.palette is None else [net.palette]
+    chosen = {name: value for name, value in cfg.to_dict().items() if name not in _UNSEEN}
+    if cfg.format == 'png': del chosen['quality']
+    return dict(weights=_digest(*net.state_dict().values(), *palette), tone=painter.palette is not None,
+                brush=bool(painter.brush), **chosen)
+
+# %% ../nbs/10_stylize.ipynb #exp-changes
+def _note_in(path) -> dict:
+    "How a scene says that it was made; empty if it does not say."
+    try:
+        with Image.open(path, formats=['PNG', 'JPEG', 'WEBP']) as im:
+            note = json.loads(im.info.get(_SIGNATURE) or im.getexif()[_HISTORY])
+    except Exception: return {}             # made by an earlier version, or damaged
+    return note if isinstance(note, dict) else {}
+
+def _changes(was:dict, now:dict) -> list:
+    "What differs, in words; '' as a value stands for what was not given."
+    return [f'{name} {was.get(name, "")} → {now.get(name, "")}' for name in dict.fromkeys([*was, *now])
+            if was.get(name, '') != now.get(name, '')]
+
 # %% ../nbs/10_stylize.ipynb #exp-job
 @dataclass
 class _Job:
@@ -424,6 +471,7 @@ class _Job:
     path: Path                  # the photo
     out: Path                   # its scene
     mask: object = None         # file
+    made: str = ''              # what decides how the scene looks
     picture: object = None      # RGB, between reading and painting
     alpha: object = None
     told: object = None         # metadata to write
@@ -489,6 +537,22 @@ def _paint_all(painter, jobs):
                 _paint_batch(painter, batch)
                 yield from batch
 
+# %% ../nbs/10_stylize.ipynb #exp-bar
+_BAR = '{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]'
+
+class _Bar(tqdm):
+    "Counts pictures that are painted, and moves inside of one too."
+    done = 0
+    def __init__(self, total, show):
+        super().__init__(desc='stylize', total=total, disable=not show, bar_format=_BAR)
+
+    def inside(self, share): self.update(max(0., self.done + share - self.n))
+    def count(self, jobs):
+        for job in jobs:
+            self.done += 1
+            self.inside(0.)
+            yield job
+
 # %% ../nbs/10_stylize.ipynb #exp-plan
 def _masks(mask, sources) -> dict: # {photo: its mask}
     "The mask of each photo: one file for all, or files of a folder that have the photos' names."
@@ -500,20 +564,72 @@ def _masks(mask, sources) -> dict: # {photo: its mask}
         if stem in masks: found[photo] = masks[stem]
     return found
 
-def _list_jobs(painter, paths, out, mask):
-    "Jobs for all photos under `paths`, and a report of those that are not to be done."
+# %% ../nbs/10_stylize.ipynb #exp-skip
+def _skip(jobs, report):
+    "The jobs whose scene is not there yet; `UserError` if one that is there was made in another way."
+    other, silent, there, missing = [], 0, [], []
+    for job in jobs: (there if job.out.exists() else missing).append(job)
+    for job in there:
+        was = _note_in(job.out)
+        silent += not was
+        if was and (changes := _changes(was, json.loads(job.made))): other.append((job.out, changes))
+    if other:
+        out, changes = other[0]
+        raise UserError(f'{len(other)} of {len(there)} scenes that are there were made in another way, such '
+                        f'as {out} ({", ".join(changes)}); leave out --skip-existing (skip_existing) to make '
+                        'them again, or give another folder')
+    if silent: report.notes.append(f'{silent} scenes do not say how they were made; they stay as they are')
+    report.skipped = [Done(job.path, job.out) for job in there]
+    return missing
+
+# %% ../nbs/10_stylize.ipynb #exp-list-jobs
+def _job_of(photo, target, mask, made) -> _Job:
+    "A job with the line that its scene will carry."
+    if mask is not None: made = made | dict(mask=_digest_of_mask(mask))
+    return _Job(photo, target, mask, json.dumps(made))
+
+def _list_jobs(painter, found, out, mask): # found: what `_sources` returned
+    "Jobs for all photos that were found, and a report of those that are not to be done."
     report, cfg = Report(about=painter.about), painter.settings
-    sources, report.failed = _sources(paths, out)
-    suffix, masks = _SUFFIX[cfg.format], _masks(mask, sources)
+    sources, report.failed = found
+    suffix, masks, made = _SUFFIX[cfg.format], _masks(mask, sources), _made_with(painter)
     names = _name_outputs(sources, out, suffix, cfg.skip_existing)
     report.notes = _strangers(sources, names, out, suffix)
-    jobs = []
-    for photo, target in names:
-        if cfg.skip_existing and target.exists(): report.skipped.append(Done(photo, target))
-        elif mask is not None and photo not in masks:
+    for photo, _ in names:
+        if mask is not None and photo not in masks:
             report.failed.append(Failed(photo, f'{mask} holds no mask of this name'))
-        else: jobs.append(_Job(photo, target, masks.get(photo)))
-    return jobs, report
+    jobs = [_job_of(photo, target, masks.get(photo), made) for photo, target in names
+            if mask is None or photo in masks]
+    return (_skip(jobs, report) if cfg.skip_existing else jobs), report
+
+# %% ../nbs/10_stylize.ipynb #exp-sweep
+_HALF = re.compile(r'\.(.+)-[0-9a-f]{8}(\.\w+)')    # see `core.atomic_path`
+
+def _sweep(out, targets):
+    "Delete what a killed run left half-written beside `targets`, below the folder `out`."
+    names = {(target.parent, target.stem[:40], target.suffix) for target in targets}
+    for folder in {target.parent for target in targets}:
+        if not folder.resolve().is_relative_to(out.resolve()): continue
+        for path in folder.glob('.*'):
+            found = _HALF.fullmatch(path.name)
+            if found and (folder, *found.groups()) in names: path.unlink(missing_ok=True)
+
+# %% ../nbs/10_stylize.ipynb #exp-at-work
+@contextlib.contextmanager
+def _at_work(out, targets):
+    "Hold the folder `out` while this block runs, and sweep it first if no other run holds it."
+    handle = None
+    try:
+        import fcntl                                      # not on Windows
+        handle = os.open(out, os.O_RDONLY)
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _sweep(out, targets)
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    except (ImportError, OSError): pass                   # some disks know no locks
+    try: yield
+    finally:
+        if handle is not None: os.close(handle)
 
 # %% ../nbs/10_stylize.ipynb #exp-file
 def _one_photo(paths, out):
@@ -534,7 +650,7 @@ def _read(painter, job):
     if cfg.keep_metadata: job.told = read_told(job.path, cfg.keep_location)
 
 def _write(painter, job):
-    save_picture(job.scene, job.out, painter.settings.quality, job.told)
+    save_picture(job.scene, job.out, painter.settings.quality, job.told, job.made)
     job.picture = job.scene = None
 
 def _write_below(painter, out, job):
@@ -549,35 +665,47 @@ def _add_to(report, job, out, total):
     if job.error is None: report.done.append(Done(job.path, job.out, job.seconds))
     else: report.failed.append(Failed(job.path, _reason(job.error)))
 
+# %% ../nbs/10_stylize.ipynb #exp-paint-found
+def _paint_found(album, found, out, mask, progress) -> Report: # found: what `_sources` returned
+    "Every photo that was found into the folder `out`."
+    start = time.perf_counter()
+    jobs, report = _list_jobs(album, found, out, mask)
+    if jobs: make_folder(out)
+    read, write = functools.partial(_read, album), functools.partial(_write_below, album, out.resolve())
+    threads = 1 if album.device.type == 'cpu' else 4
+    with _at_work(out, [job.out for job in jobs]), _Bar(len(jobs), progress) as bar:
+        album.tell = bar.inside
+        painted = bar.count(_paint_all(album, _ahead(read, jobs, threads)))
+        try:
+            for job in _ahead(write, painted, threads): _add_to(report, job, out, len(jobs))
+        finally: album.tell = None
+    report.seconds = time.perf_counter() - start
+    return report
+
 # %% ../nbs/10_stylize.ipynb #exp-album
 class _Album(_Painter):
     "A network and all choices, for files and folders: the part of `Stylizer` that needs no films."
-    def file(self, paths, out, mask=None) -> Report:
+    def file(self, paths, out, mask=None, progress:bool=False) -> Report:
         "One photo into one file."
         start, out, report = time.perf_counter(), Path(out), Report(about=self.about)
-        job = _Job(_one_photo(_as_list(paths), out), out, mask)
+        job = _job_of(_one_photo(_as_list(paths), out), out, mask, _made_with(self))
         try:
             _read(self, job)
-            _paint(self, [job])
-            _write(self, job)
+            with _at_work(out.parent, [out]), _Bar(1, progress) as bar:
+                self.tell = bar.inside
+                _paint(self, [job])
+                bar.inside(1.)
+                _write(self, job)
             report.done.append(Done(job.path, out, time.perf_counter() - start))
         except ImageError as e: report.failed.append(Failed(job.path, e.reason))
         except OSError as e: raise UserError(f'cannot write {out}: {e.strerror or e}') from None
+        finally: self.tell = None
         report.seconds = time.perf_counter() - start
         return report
 
     def folder(self, paths, out, mask=None, progress:bool=True) -> Report:
         "Every photo under `paths` into a folder; a photo that fails is reported and the others go on."
-        start, out = time.perf_counter(), Path(out)
-        jobs, report = _list_jobs(self, _as_list(paths), out, mask)
-        if jobs: make_folder(out)
-        read, write = functools.partial(_read, self), functools.partial(_write_below, self, out.resolve())
-        threads = 1 if self.device.type == 'cpu' else 4
-        steps = _ahead(write, _paint_all(self, _ahead(read, jobs, threads)), threads)
-        for job in tqdm(steps, 'stylize', len(jobs), disable=not progress):
-            _add_to(report, job, out, len(jobs))
-        report.seconds = time.perf_counter() - start
-        return report
+        return _paint_found(self, _sources(_as_list(paths), Path(out)), Path(out), mask, progress)
 
 # %% ../nbs/10_stylize.ipynb #exp-stylize-folder
 def stylize_folder(paths,                # files and folders, or one of them
@@ -589,8 +717,10 @@ def stylize_folder(paths,                # files and folders, or one of them
                    **settings            # of `StylizeSettings`, such as format='webp'; max_memory='4GB'
                   ) -> Report:           # what became of every photo
     "Stylize every photo under `paths`; a photo that fails is reported and the others go on."
+    found = _sources(_as_list(paths), Path(out))
+    if not found[0]: return Report(failed=found[1])      # no photo: no weights need to be fetched
     album = _Album(weights, device, precision, max_pixels, tone, **settings)
-    return album.folder(paths, out, mask, progress)
+    return _paint_found(album, found, Path(out), mask, progress)
 
 # %% ../nbs/10_stylize.ipynb #exp-stylize-file
 def stylize_file(paths,                # a list of one photo
@@ -598,10 +728,14 @@ def stylize_file(paths,                # a list of one photo
                  weights='drawn', device:str='auto', precision:str=None,    # as in `stylize`
                  max_pixels:int=None, tone:bool=None,   # as in `stylize`
                  mask=None,            # file: white is scene, black is photo
+                 progress:bool=False,  # show a bar
                  **settings            # of `StylizeSettings`; max_memory='4GB'
                 ) -> Report:
     "Stylize one photo into one file."
-    return _Album(weights, device, precision, max_pixels, tone, **settings).file(paths, out, mask)
+    photo = _one_photo(_as_list(paths), Path(out))
+    if not photo.exists(): return Report(failed=[Failed(photo, _NOWHERE)])     # before weights are fetched
+    album = _Album(weights, device, precision, max_pixels, tone, **settings)
+    return album.file(paths, out, mask, progress)
 
 # %% ../nbs/10_stylize.ipynb #exp-film
 _STILL = ('.png', '.jpg', '.jpeg', '.tif', '.tiff', '.bmp')
@@ -620,9 +754,7 @@ def film_target(path, out) -> 'Path | None':
 
 def _film_key(painter, mask) -> str:
     "Two runs of one key make the same frames of a film."
-    digest = hashlib.blake2b(digest_size=8)
-    for weights in painter.net.state_dict().values(): digest.update(weights.float().cpu().numpy().tobytes())
-    return json.dumps([digest.hexdigest(), painter.about, str(mask)])
+    return json.dumps([_digest(*painter.net.state_dict().values()), painter.about, str(mask)])
 
 # %% ../nbs/10_stylize.ipynb #exp-stylizer
 class Stylizer(_Album):
@@ -633,13 +765,15 @@ class Stylizer(_Album):
         if out is None: return [self.picture(w, mask) for w in what] if several else self.picture(what, mask)
         film = None if several else film_target(what, out)
         if film: return self.video(what, film, mask, progress=progress)
-        if Path(out).suffix.lower() in _WRITTEN and not Path(out).is_dir(): return self.file(what, out, mask)
+        one = Path(out).suffix.lower() in _WRITTEN and not Path(out).is_dir()
+        if one: return self.file(what, out, mask, progress)
         return self.folder(what, out, mask, progress)
 
     def video(self, path, out, mask=None, resume:bool=False, progress:bool=True) -> Report:
         "A film, frame by frame; `resume` goes on with one that was interrupted."
         from scenimefy.video import map_video, probe
         painter, steady, region, report = copy.copy(self), None, None, Report(about=self.about)
+        painter.tell = None              # a film tells its frames, not their parts
         if self.settings.smooth:
             import scenimefy.steady
             painter.net = steady = scenimefy.steady.steady(self.net)
@@ -647,7 +781,7 @@ class Stylizer(_Album):
             width, height = size = probe(path, self.max_pixels).size
             if mask is not None: region = read_mask(mask, height, width, self.settings.feather)
             made = map_video(path, out, lambda frames: painter.batch(frames, region), state=steady,
-                             batch=_how_many(self, size), resume=resume, progress=progress,
+                             batch=_how_many(self, size), resume=resume, progress=progress, tell=self.tell,
                              key=_film_key(self, mask), max_pixels=self.max_pixels)
         except ImageError as e: report.failed.append(Failed(Path(path), e.reason))
         else:

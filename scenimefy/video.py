@@ -74,16 +74,20 @@ def _levels(full:bool) -> tuple: # (lengths, zeros), each (3,1)
 
 def _bytes(values): return np.rint(values).clip(0, 255).astype(np.uint8)
 
+# %% ../nbs/02d_video.ipynb #exp-yuv-to-rgb
+def _signal(planes, space, full) -> np.ndarray: # float32 (3,H·W); 0 is black, 1 the brightest
+    lengths, zeros = _levels(full)
+    return np.linalg.inv(_matrix(space)) @ ((planes.reshape(3, -1) - zeros)/lengths)
+
 def yuv_to_rgb(planes:np.ndarray,  # uint8 (3,H,W): Y, Cb, Cr
                space:int,          # number of the matrix: 1 is BT.709, 5 and 6 BT.601, 9 BT.2020
                full:bool           # whether Y fills 0…255; else 16…235
               ) -> np.ndarray:     # uint8 (H,W,3)
     "The colors that a film means."
-    lengths, zeros = _levels(full)
-    yuv = (planes.reshape(3, -1) - zeros)/lengths
-    rgb = np.linalg.inv(_matrix(space)) @ yuv
-    return np.ascontiguousarray(_bytes(255*rgb).T).reshape(*planes.shape[1:], 3)
+    rgb = _bytes(255*_signal(planes, space, full))
+    return np.ascontiguousarray(rgb.T).reshape(*planes.shape[1:], 3)
 
+# %% ../nbs/02d_video.ipynb #exp-rgb-to-yuv
 def rgb_to_yuv(rgb:np.ndarray,  # uint8 (H,W,3)
                space:int, full:bool
               ) -> np.ndarray:  # uint8 (3,H,W)
@@ -100,14 +104,40 @@ class _Colors(NamedTuple):
     primaries:int = 2
     transfer:int = 2
 
-_HDR = (16, 18)        # transfer functions PQ and HLG
-
+# %% ../nbs/02d_video.ipynb #exp-colors-of
 def _colors_of(frame, context, size) -> _Colors:
     "The tags of a decoded frame; a matrix that is not said is guessed as players do."
     space = frame.colorspace
     if space not in _LUMA: space = 1 if size[0] >= 1280 or size[1] > 576 else 6
     full = 2 if frame.format.name.startswith('yuvj') else frame.color_range
     return _Colors(space, full, context.color_primaries, context.color_trc)
+
+# %% ../nbs/02d_video.ipynb #eq-hdr-light
+_HDR = {16: 'PQ', 18: 'HLG'}       # transfer functions
+_PAPER = 203                       # cd/m² of white paper, ITU-R BT.2408
+
+def _light(signal:np.ndarray,      # (3,N) in [0,1]
+           transfer:int            # of `_HDR`
+          ) -> np.ndarray:         # (3,N); 1 is white paper
+    "The light that an HDR signal stands for."
+    if transfer == 16:             # SMPTE ST 2084
+        root = signal**(1/78.84375)
+        return (np.maximum(root - .8359375, 0)/(18.8515625 - 18.6875*root))**(1/.1593017578125)*10_000/_PAPER
+    scene = np.where(signal < .5, signal**2/3, (np.exp((signal - .55991073)/.17883277) + .28466892)/12)
+    luma = np.float32([[.2627, .6780, .0593]]) @ scene        # HLG on a screen of 1000 cd/m²
+    return scene*luma**.2*1000/_PAPER
+
+# %% ../nbs/02d_video.ipynb #eq-hdr
+_TO_709 = np.float32([[1.6605, -.5876, -.0728], [-.1246, 1.1329, -.0083], [-.0182, -.1006, 1.1187]])
+_KNEE = .6
+
+def _tone_mapped(light:np.ndarray, wide:bool # (3,N); wide: in the primaries of BT.2020
+                ) -> np.ndarray:             # (3,N) in [0,1], a signal for a usual screen (BT.1886)
+    "Light that a usual screen can show, hues kept."
+    light = np.maximum(_TO_709 @ light if wide else light, 0)
+    top = np.maximum(light.max(0), 1e-6)
+    bent = _KNEE + (1 - _KNEE)*(1 - np.exp(-(top - _KNEE)/(1 - _KNEE)))
+    return (light*np.where(top > _KNEE, bent/top, 1))**(1/2.4)
 
 # %% ../nbs/02d_video.ipynb #exp-pixels
 _NO_YUV = ('gray', 'mono', 'pal', 'ya')
@@ -124,6 +154,15 @@ def _pixels(frame,     # `av.VideoFrame`
     planes = to.reformat(frame, width=w, height=h, format=wide).to_ndarray()
     return yuv_to_rgb(planes, colors.space, colors.full == 2)
 
+# %% ../nbs/02d_video.ipynb #exp-hdr-pixels
+def _hdr_pixels(frame, colors:_Colors, to:VideoReformatter, size) -> np.ndarray: # uint8 (H,W,3)
+    "The picture of an HDR frame, as a usual screen shows it."
+    deep = to.reformat(frame, width=size[0], height=size[1], format='yuv444p16le').to_ndarray()   # (H,W,3)
+    planes = deep.transpose(2, 0, 1)/np.float32(256)
+    signal = _signal(planes, colors.space, colors.full == 2).clip(0, 1)
+    rgb = _tone_mapped(_light(signal, colors.transfer), colors.primaries == 9)
+    return np.ascontiguousarray(_bytes(255*rgb).T).reshape(size[1], size[0], 3)
+
 # %% ../nbs/02d_video.ipynb #exp-turn
 class _Turn(NamedTuple):
     "How the stored picture becomes upright: swap rows and columns first, then mirror."
@@ -137,6 +176,7 @@ class _Turn(NamedTuple):
         if self.mirror_y: pixels = pixels[::-1]
         return np.ascontiguousarray(pixels)
 
+# %% ../nbs/02d_video.ipynb #exp-turn-of
 def _turn_of(matrix) -> tuple: # (_Turn, degrees clockwise)
     "What a display matrix asks for: (x,y) is shown at (ax + cy, bx + dy)."
     a, b, _, c, d = np.asarray(matrix[:5])/65536
@@ -171,6 +211,7 @@ class _Source:
     "What films and animations have in common; `probe` shows a part of it."
     rate, time_base, frame_count, duration = Fraction(25), Fraction(1, 1000), None, None
     sound, rotation, aspect, loop, colors = (), 0, None, 0, _Colors(6)
+    tracks, others = [], {}      # numbers of streams: those to copy, and {any other: its kind}
 
     def __init__(self, path, limit:int):
         self.path, self.limit, self.notes = Path(path), limit, []
@@ -197,9 +238,9 @@ def _main_stream(container, path):
     if not found: raise VideoError(path, 'it holds no moving picture: give a film')
     return found[0]
 
-def _left_out(container, stream) -> str:
+# %% ../nbs/02d_video.ipynb #exp-left-out
+def _left_out(kinds) -> str:
     "A sentence about the streams that are not written, '' if there are none."
-    kinds = [s.type for s in container.streams if s.type != 'audio' and s.index != stream.index]
     counts = [f'{kinds.count(kind)} × {kind}' for kind in dict.fromkeys(kinds)]
     return f'not copied: {", ".join(counts)}' if counts else ''
 
@@ -217,6 +258,7 @@ def _packets(container):
             yield packet
     yield None
 
+# %% ../nbs/02d_video.ipynb #exp-decode-packet
 def _decode(stream, packet) -> list: # of frames; None if the packet is damaged
     "The frames that a packet completes; without a packet, those that still wait in the decoder."
     try: return stream.decode(packet) if packet is None else packet.decode()
@@ -257,7 +299,9 @@ class _FilmHead(_Source):
             self.duration = container.duration/1e6 if container.duration else None
             self.frame_count = stream.frames or (self.duration and round(self.duration*self.rate))
             self.sound = tuple(s.codec_context.name for s in container.streams.audio)
-            if text := _left_out(container, stream): self.note(text)
+            self.tracks = [s.index for s in container.streams.audio]
+            ours = [*self.tracks, stream.index]
+            self.others = {s.index: s.type for s in container.streams if s.index not in ours}
             frame = next(_decoded(self, container, stream), None)
             if frame is None: raise VideoError(self.path, 'none of its frames can be decoded: it is damaged')
             self.look_at(frame, stream)
@@ -268,10 +312,13 @@ class _FilmHead(_Source):
         self.coded = frame.width, frame.height
         self.turn, self.rotation = _turn_of(_display_matrix(frame))
         self.size = self.coded[::-1] if self.turn.swap else self.coded
-        self.colors = _colors_of(frame, stream.codec_context, self.coded)
+        self.colors = self.stored = _colors_of(frame, stream.codec_context, self.coded)
         self.aspect = stream.sample_aspect_ratio
         if self.aspect and self.turn.swap: self.aspect = 1/self.aspect
-        if self.colors.transfer in _HDR: self.note('an HDR film: it is worked on in 8 bits a channel')
+        if self.stored.transfer in _HDR:
+            self.colors = _Colors(1, 1, 1, 1)
+            self.note(f'an HDR film ({_HDR[self.stored.transfer]}): its colors are brought to those of usual '
+                      'screens, BT.709 in 8 bits')
         if frame.interlaced_frame: self.note('an interlaced film: its frames are taken as they are')
 
 # %% ../nbs/02d_video.ipynb #exp-film-frames
@@ -293,7 +340,8 @@ class _Film(_FilmHead):
         self.check_size(frame.width, frame.height)
         if (frame.width, frame.height) != self.coded:
             self.note('its frames change their size: all are brought to that of the first')
-        return self.turn(_pixels(frame, self.colors, self.to, self.coded)), None
+        read = _hdr_pixels if self.stored.transfer in _HDR else _pixels
+        return self.turn(read(frame, self.stored, self.to, self.coded)), None
 
 # %% ../nbs/02d_video.ipynb #exp-animation
 class _Animation(_Source):
@@ -358,6 +406,7 @@ class Film(NamedTuple):
     sound:tuple      # codecs of the sound tracks
     rotation:int     # degrees clockwise by which a player turns the stored frames
 
+# %% ../nbs/02d_video.ipynb #exp-probe-film
 def probe(path,
           max_pixels:int=None # per frame; default `data.MAX_PIXELS`
          ) -> Film:
@@ -373,6 +422,7 @@ _CODECS = {'libx264': dict(crf='18', preset='medium', bf='0'),       # nothing t
            'libvpx-vp9': {'crf': '24', 'b': '0', 'cpu-used': '4', 'row-mt': '1', 'lag-in-frames': '0',
                           'auto-alt-ref': '0'}}
 
+# %% ../nbs/02d_video.ipynb #exp-codec-for
 def _codec_for(out) -> str: # '' for pictures
     "The encoder for a file name, or `VideoError`."
     suffix = Path(out).suffix.lower()
@@ -427,6 +477,7 @@ def _encode(made, source, codec, folder, name) -> list: # of [time, duration]
         container.mux(stream.encode(None))
     return times
 
+# %% ../nbs/02d_video.ipynb #exp-keep-pictures
 def _keep_pictures(made, source, codec, folder, name) -> list: # of [time, duration]
     "One segment of an animation: a PNG for each frame. Half a file of a killed run is written again."
     times = []
@@ -440,25 +491,34 @@ def _keep_pictures(made, source, codec, folder, name) -> list: # of [time, durat
 # %% ../nbs/02d_video.ipynb #exp-sound
 def _when(packet): return float((packet.pts if packet.dts is None else packet.dts)*packet.time_base)
 
-def _sound_packets(container, streams:dict):
-    "The packets of all sound tracks, for the new `streams`."
+def _copied_packets(container, streams:dict):
+    "The packets of sound and subtitles, for the new `streams`."
     for packet in _packets(container):
         if packet is None: return
         if packet.stream.index not in streams or packet.dts is None or packet.is_corrupt: continue
         packet.stream = streams[packet.stream.index]
         yield packet
 
-def _check_sound(source, out):
-    "Write a header with the sound tracks to nowhere: some containers do not take some codecs."
-    if not source.sound: return
+# %% ../nbs/02d_video.ipynb #exp-takes
+def _takes(kind:str, streams) -> bool: # kind: of `_CONTAINERS`
+    "Whether such a container holds copies of `streams`: a header is written to nowhere."
+    try:
+        with av.open(io.BytesIO(), 'w', format=kind) as container:
+            for stream in streams: container.add_stream_from_template(stream)
+            container.start_encoding()
+    except (ValueError, av.error.FFmpegError): return False
+    return True
+
+# %% ../nbs/02d_video.ipynb #exp-choose-tracks
+def _choose_tracks(source, out):
+    "Find out which streams the new file can hold; without sound it would not be the same film."
+    kind = _CONTAINERS[out.suffix.lower()]
     with _open_film(source.path) as film:
-        try:
-            with av.open(io.BytesIO(), 'w', format=_CONTAINERS[out.suffix.lower()]) as container:
-                for track in film.streams.audio: container.add_stream_from_template(track)
-                container.start_encoding()
-        except (ValueError, av.error.FFmpegError):
+        if source.sound and not _takes(kind, film.streams.audio):
             raise VideoError(out, f'a {out.suffix} file cannot hold the sound of the film '
-                                  f'({", ".join(source.sound)}): write an .mkv') from None
+                                  f'({", ".join(source.sound)}): write an .mkv')
+        for stream in film.streams.subtitles:
+            if _takes(kind, [*film.streams.audio, stream]): source.tracks.append(stream.index)
 
 # %% ../nbs/02d_video.ipynb #exp-join-film
 def _video_packets(folder, segments, stream, time_base):
@@ -472,6 +532,7 @@ def _video_packets(folder, segments, stream, time_base):
         packet.duration = end - start
         yield packet
 
+# %% ../nbs/02d_video.ipynb #exp-join
 def _segment_packets(folder, segments):
     for name, _ in segments:
         with av.open(str(folder/f'{name}.mp4')) as container:
@@ -488,10 +549,10 @@ def _join_film(source, folder, segments, out):
         stream = container.add_stream_from_template(first.streams.video[0])
         stream.time_base = source.time_base
         packets = [_video_packets(folder, segments, stream, source.time_base)]
-        if source.sound:
+        if source.tracks:
             film = stack.enter_context(_open_film(source.path))
-            tracks = {s.index: container.add_stream_from_template(s) for s in film.streams.audio}
-            packets.append(_sound_packets(film, tracks))
+            tracks = {i: container.add_stream_from_template(film.streams[i]) for i in source.tracks}
+            packets.append(_copied_packets(film, tracks))
         for packet in heapq.merge(*packets, key=_when): container.mux(packet)
 
 # %% ../nbs/02d_video.ipynb #exp-pictures
@@ -531,6 +592,7 @@ def _palette_picture(im:Image.Image) -> tuple: # (mode P, options for the frame)
     few.paste(255, mask=hidden)
     return few, dict(transparency=255, disposal=2)        # the next frame starts from nothing
 
+# %% ../nbs/02d_video.ipynb #exp-in-step
 def _in_step(pictures) -> list: # of (path, ms)
     "Frames at least 20 ms apart, because browsers show shorter ones for 100 ms; times are kept to 10 ms."
     kept, time, shown = [], 0, 0
@@ -592,6 +654,7 @@ def _finished(folder) -> list: # of (name, times)
         if not path.exists(): return found
         found.append((path.stem, json.loads(path.read_text())))
 
+# %% ../nbs/02d_video.ipynb #exp-begin
 def _begin(folder, job, resume, out) -> list: # of (name, times)
     "The finished segments of an earlier run of the same job; anything else is removed."
     note = folder/'job.json'
@@ -615,13 +678,14 @@ def _apply(fn, pictures) -> list: # of uint8 (H,W,3)
         raise ValueError(f'fn made {tuple(y.shape)} of {tuple(x.shape)}; it must keep the shape')
     return [to_array(image) for image in y]
 
-def _made(frames, source, fn, batch, bar):
+# %% ../nbs/02d_video.ipynb #exp-made-frames
+def _made(frames, source, fn, batch, count): # count: hears how many frames have been made
     "(pixels, transparency, time, duration) of translated frames, a batch at a time."
     while group := list(itertools.islice(frames, batch)):
         found = [source.pixels(frame) for frame, *_ in group]
         for pixels, (_, alpha), (_, *when) in zip(_apply(fn, [p for p, _ in found]), found, group):
             yield pixels, alpha, *when
-        bar.update(len(group))
+        count(len(group))
 
 # %% ../nbs/02d_video.ipynb #exp-segments
 def _write_segments(source, folder, done, work, state, segment):
@@ -649,13 +713,26 @@ def _check_target(source, out, codec):
         raise VideoError(out, 'this is the film itself: give another name')
     if out.suffix.lower() == '.webp' and max(source.size) > 16383:
         raise VideoError(out, 'a WebP has at most 16383 pixels a side: write an .mp4')
-    if codec: _check_sound(source, out)
-    elif source.sound: source.note('the sound is left out: a picture file has none')
+    if not codec and source.sound: source.note('the sound is left out: a picture file has none')
+    if codec and isinstance(source, _Film): _choose_tracks(source, out)
+    if text := _left_out([kind for index, kind in source.others.items() if index not in source.tracks]):
+        source.note(text)
 
+# %% ../nbs/02d_video.ipynb #exp-restore
 def _restore(state, folder, done):
     "What was remembered at the end of the last segment; nothing at the start."
     state.reset()
     if done: state.recall(load_file(folder/f'{done[-1][0]}.safetensors'))
+
+# %% ../nbs/02d_video.ipynb #exp-counter
+def _counter(bar, done, total, tell): # total: as the file says, or None
+    "A function that moves the bar by `n` frames, and tells the share that is done."
+    def count(n):
+        nonlocal done
+        done += n
+        bar.update(n)
+        if tell and total: tell(min(1., done/total))
+    return count
 
 # %% ../nbs/02d_video.ipynb #exp-map
 class Mapped(NamedTuple):
@@ -666,12 +743,14 @@ class Mapped(NamedTuple):
     seconds:float  # of work
     notes:list     # texts: what a person should know, such as tracks that were not copied
 
+# %% ../nbs/02d_video.ipynb #exp-map-video
 def map_video(path,                # a film, or an animated GIF or WebP
               out,                 # .mp4 .m4v .mov .mkv .webm .gif or .webp
               fn,                  # float32 (B,3,H,W) in [-1,1] to the same shape, frames in order
               *, batch:int=1,      # frames that `fn` gets at once
               resume:bool=False,   # continue a run that was interrupted; else start anew
               progress:bool=True,  # a bar with the time that is left
+              tell=None,           # called with the share that is done, from 0 to 1
               key:str='',          # names what `fn` does; a run continues only one of the same key
               state=None,          # what `fn` remembers: reset(), remember() -> {name: tensor}, recall(that)
               segment:int=50,      # frames that are finished at once: what an interruption costs
@@ -688,8 +767,9 @@ def map_video(path,                # a film, or an animated GIF or WebP
         before = sum(len(times) for _, times in done)
         with tqdm(total=source.frame_count, initial=before, desc=path.name, unit='frame',
                   disable=not progress) as bar:
+            count = _counter(bar, before, source.frame_count, tell)
             def work(frames, name):
-                return write(_made(frames, source, fn, batch, bar), source, codec, folder, name)
+                return write(_made(frames, source, fn, batch, count), source, codec, folder, name)
             _write_segments(source, folder, done, work, state, segment)
         join(source, folder, done, out)
         for file in folder.glob('*.json'): file.unlink()

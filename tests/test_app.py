@@ -266,9 +266,11 @@ def test_a_text_that_is_called_png(served, visit, tmp_path, photo):
 
 
 def test_camera(served, visit, monkeypatch):
-    "The browser's pretended camera: a picture is taken, and it arrives."
-    desk, page, taken = served[1], visit(permissions=['camera']).page, []
-    def paint(owner, seconds, job, photo, out, name, *how):
+    "The browser's pretended camera: a picture is taken, it arrives, and the note says which share is done."
+    desk, page, taken, seen = served[1], visit(permissions=['camera']).page, [], threading.Event()
+    def paint(owner, seconds, job, photo, out, name, *how, tell=None):
+        tell(.25)
+        seen.wait(30)
         taken.append(Image.open(photo).size)
         Image.new('RGB', (40, 30)).save(out)
         return 'painted'
@@ -276,6 +278,8 @@ def test_camera(served, visit, monkeypatch):
     page.get_by_label('Capture from camera').click()
     page.get_by_text('Click to Access Webcam').click()
     page.get_by_label('capture photo').click()
+    page.get_by_text('Painting … 25%').wait_for()
+    seen.set()
     page.get_by_text('40 × 30 px in').wait_for()
     assert len(taken) == 1 and min(taken[0]) > 100
 

@@ -481,7 +481,7 @@ def test_stylize_hands_everything_on(monkeypatch):
     how = dict(weights='tiny', device='cpu', max_pixels=7, precision='bf16', tone=False, brush=False)
     photos = [Path('a.png')]
     assert asked == [(photos, Path('o'), usual), (photos, Path('o'), how | dict(progress=False)),
-                     (photos, Path('o.png'), how)]
+                     (photos, Path('o.png'), how | dict(progress=False))]
 
 def test_stylize_flags_are_the_settings(monkeypatch, tmp_path):
     "Each setting of a picture or a folder has its flag; what is not given is left to the library."
@@ -504,10 +504,12 @@ def test_stylize_flags_are_the_settings(monkeypatch, tmp_path):
 
 def test_stylize_with_choices(net, tmp_path):
     for i in range(2): Image.new('RGB', (12, 9), 'green').save(tmp_path/f'{i}.png')
-    words = ['stylize', tmp_path, '-o', tmp_path/'out', '--weights', net]
-    assert run(*words, '--strength', 0, '--sheet', tmp_path/'s.html', '--format', 'webp').exit_code == 0
+    words = ['stylize', tmp_path, '-o', tmp_path/'out', '--weights', net, '--format', 'webp']
+    assert run(*words, '--strength', 0, '--sheet', tmp_path/'s.html').exit_code == 0
     assert (tmp_path/'s.html').read_text().count('<img') == 4
-    assert '2 already there' in run(*words, '--skip-existing', '--format', 'webp').output
+    assert '2 already there' in run(*words, '--skip-existing', '--strength', 0).output
+    line = one_line(run(*words, '--skip-existing'))
+    assert '2 of 2 scenes' in line and 'strength 0.0 → 1.0' in line and '--skip-existing' in line
     for wrong in (['--strength', 2], ['--format', 'tiff'], ['--sheet', 's.txt'], ['--max-memory', 'lots']):
         assert run(*words, *wrong).exit_code == 2, wrong
 
@@ -531,6 +533,22 @@ def test_stylize_reports_every_file(net, tmp_path):
     made = next((tmp_path/'out').rglob('good.png'))
     assert Image.open(made).size == (13, 9)
     assert run('stylize', tmp_path/'good.png', '-o', tmp_path/'out2', '--weights', net).exit_code == 0
+
+@pytest.mark.parametrize('out', ['folder', 'scene.png', 'film.mp4'])
+def test_a_mistyped_path_is_noticed_before_weights_are_fetched(monkeypatch, tmp_path, out):
+    def fetch(*a, **k): raise AssertionError('weights were looked for')
+    monkeypatch.setattr('scenimefy.stylize.find_weights', fetch)
+    photo = tmp_path/('typo.mp4' if out == 'film.mp4' else 'typo.png')
+    assert 'typo' in one_line(run('stylize', photo, '-o', tmp_path/out, '--weights', 'shinkai'))
+
+@pytest.mark.parametrize('words, status', [
+    (['train', '--help'], 0), (['train'], 2), (['stylize', 'EMPTY'], 1)])
+def test_statuses(tmp_path, net, words, status):
+    (tmp_path/'empty').mkdir()
+    if 'EMPTY' in words: words = ['stylize', tmp_path/'empty', '-o', tmp_path/'out', '--weights', net]
+    result = run(*words)
+    assert result.exit_code == status and 'Traceback' not in result.output, result.output
+    assert not (tmp_path/'out').exists()
 
 def test_stylize_bad_requests(net, tmp_path):
     Image.new('RGB', (8, 8)).save(tmp_path/'a.png')

@@ -155,6 +155,17 @@ def test_translate_takes_strips_when_memory_is_short(net, monkeypatch):
     assert plans == ['quarter']
 
 
+def test_what_does_not_fit_is_said_in_numbers_that_are_true(net, monkeypatch):
+    monkeypatch.setattr(fast, '_resident', lambda: 700_000_000)
+    monkeypatch.setattr(fast, 'memory_free', lambda device: 5*10**9)
+    with pytest.raises(UserError, match=r'and 0\.3 GB are left of the 1\.0 GB that it may hold'):
+        fast.choose_plan(net, 40_000, 40_000, 10**9)
+    monkeypatch.setattr(fast, 'memory_free', lambda device: 2*10**8)      # less than the limit leaves
+    for limit in (10**9, None):
+        with pytest.raises(UserError, match=r'and 0\.2 GB are free'):
+            fast.choose_plan(net, 40_000, 40_000, limit)
+
+
 def test_touched_networks_and_low_precision_run_in_one_piece(net, monkeypatch):
     x = picture(32, 32)
     monkeypatch.setattr('scenimefy.stylize.strip_pass', None)      # calling it would raise
@@ -187,3 +198,47 @@ def test_sizes_in_words(text, size): assert parse_size(text) == size
 @pytest.mark.parametrize('text', ['', 'GB', '-4GB', '0', '0GB', '4XB', '4 4GB', 'nan', None])
 def test_sizes_that_are_none(text):
     with pytest.raises(SettingsError, match='4GB'): parse_size(text)
+
+
+# ---- training
+
+@pytest.mark.parametrize('p', [0, 1])
+@pytest.mark.parametrize('n, c, o, h, w', [
+    (1, 1, 1, 3, 3), (2, 3, 5, 9, 16), (3, 4, 2, 20, 7), (1, 2, 3, 5, 70)])
+def test_quick_product_and_its_gradients_are_those_of_pytorch(monkeypatch, n, c, o, h, w, p):
+    torch.manual_seed(n + c)
+    monkeypatch.setattr(fast, '_TILES', 4)                                # several groups
+    x = torch.randn(n, c, h, w, dtype=torch.float64).transpose(2, 3).contiguous().transpose(2, 3)
+    conv = torch.nn.Conv2d(c, o, 3, padding=p).double()
+    inputs = x.requires_grad_(), conv.weight, conv.bias
+    ours, want = fast.QuickProduct.apply(*inputs, p, fast.Room()), conv(x)
+    torch.testing.assert_close(ours, want, atol=1e-11, rtol=0)
+    incoming = torch.randn(1, o, 1, 1, dtype=torch.float64).expand_as(want)      # without memory of its own
+    for a, b in zip(*(torch.autograd.grad(y, inputs, incoming) for y in (ours, want))):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
+
+
+def test_a_network_that_learns_quickly_keeps_weights_and_names(monkeypatch, tmp_path):
+    monkeypatch.setattr(fast, '_WIDE', 32)
+    torch.manual_seed(0)
+    plain = ResnetGenerator(ngf=4, n_blocks=2)
+    quick, x = copy.deepcopy(plain), picture(24, 36)
+    kept = list(quick.parameters())
+    fast.learn_quickly(quick)
+    assert sum(isinstance(m, fast.LearningConv) for m in quick.modules()) == 8
+    # optimizers know them still
+    assert all(a is b for a, b in zip(quick.parameters(), kept, strict=True))
+    assert list(quick.state_dict()) == list(plain.state_dict())
+    for net in (plain, quick): net(x).square().mean().backward()
+    for (name, a), b in zip(plain.named_parameters(), quick.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-3, msg=name)
+    save_translator(quick, tmp_path/'quick.safetensors')
+    again = load_translator(tmp_path/'quick.safetensors')
+    torch.testing.assert_close(again(x), quick(x), atol=1e-4, rtol=0)
+
+
+def test_the_quicker_way_is_taken_if_it_clearly_is(monkeypatch):
+    for quick, way in ((.5, 'quick'), (.94, 'quick'), (.97, 'direct'), (2., 'direct')):
+        monkeypatch.setattr(fast, 'trial', lambda *a: dict(direct=1., quick=quick))
+        assert fast.quickest_way(256, 64)[0] == way
+        assert fast.quickest_way(64, 64) == ('direct', {})                # too thin to ask

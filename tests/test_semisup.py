@@ -1,4 +1,5 @@
 "The translator's trainer: the reference numbers, a life cut short, several processes, and refusals."
+import json
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ from scenimefy.losses import color_blocks
 from scenimefy.runs import CheckpointError, Diverged, checkpoints, read_history
 from scenimefy.weights import WeightsError
 from scenimefy.semisup import (Networks, SemisupSettings, draw_ids, fast_step, load_content, make_optimizers,
-                               only, plain_step, term_weights, train, without_branch)
+                               only, plain_step, settle_way, term_weights, train, without_branch)
 from scenimefy.translator import TAPS, ResnetGenerator
 
 TOY = SemisupSettings.preset('tiny').but(
@@ -238,6 +239,46 @@ def test_eight_steps_equal_four_and_four(folders, tmp_path, precision):
     differ = [k for k in a if not k.startswith('rng') and not torch.equal(a[k], b[k])]
     assert a.keys() == b.keys() and not differ, differ[:3]
     assert same_history(tmp_path/'whole', tmp_path/'cut')
+
+
+@pytest.fixture
+def choice(monkeypatch):
+    "Toy convolutions are wide enough for a choice, and `trial` says what the test wants."
+    seconds = dict(direct=1., quick=.5)
+    monkeypatch.setattr('scenimefy.fast._WIDE', 64)
+    monkeypatch.setattr('scenimefy.fast.trial', lambda *a: seconds)
+    return seconds
+
+def test_a_resumed_run_takes_up_its_way(folders, tmp_path, choice):
+    "The machine is another one after the interruption, where the trial ends otherwise."
+    cfg = TOY.but(epochs=2, epoch_steps=2, save_every=1)
+    def lights_out(step, n_steps, losses):
+        if step == 3: raise SystemError('the lights went out')
+    train(cfg, *folders, tmp_path/'whole')
+    with pytest.raises(SystemError): train(cfg, *folders, tmp_path/'cut', on_step=lights_out)
+    assert json.loads((tmp_path/'cut'/'way.json').read_text()) == dict(way='quick', direct=1., quick=.5)
+    choice['quick'] = 2.
+    train(cfg, *folders, tmp_path/'cut', resume=True)
+    assert same_history(tmp_path/'whole', tmp_path/'cut')
+    a, b = (load_file(checkpoints(tmp_path/run)[-1]) for run in ('whole', 'cut'))
+    assert all(torch.equal(a[k], b[k]) for k in a if not k.startswith('rng'))
+
+def test_both_ways_make_the_same_step(choice):
+    told = []
+    for way in ('direct', 'quick'):
+        nets, batch = Networks(TOY), [torch.rand(1, 3, 16, 16, generator=seeded(k))*2 - 1 for k in range(4)]
+        assert settle_way(nets, TOY, way) == way
+        told.append(fast_step(nets, make_optimizers(nets, TOY), batch, draw_ids(TOY, 0), TOY, 1))
+    direct, quick = told
+    for name in direct: assert quick[name].item() == pytest.approx(direct[name].item(), rel=1e-4), name
+    assert quick['total'].item() == pytest.approx(direct['total'].item(), rel=1e-5)
+    assert quick != direct
+
+def test_no_choice_where_there_is_none(folders, tmp_path, choice):
+    for precision in ('fp32', 'bf16'):
+        nets, cfg = Networks(TOY), TOY.but(precision=precision)
+        assert settle_way(nets, cfg) == ('quick' if precision == 'fp32' else 'direct')
+    assert settle_way(Networks(TOY), TOY, 'direct') == 'direct'     # an older checkpoint's
 
 
 def test_workers_do_not_change_the_result(folders, tmp_path):

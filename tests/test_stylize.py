@@ -396,7 +396,9 @@ def test_a_strangers_picture_stays(net, tmp_path):
         assert 'a.png is not ours and stays' in report.notes[0]
         assert np.array_equal(Image.open(out/'a.png'), strangers)
     assert sorted(p.name for p in out.iterdir()) == ['a.jpg.png', 'a.png', 'b.png']
-    with Image.open(out/'b.png') as im: assert im.info == {'Software': 'scenimefy', 'srgb': 0}
+    with Image.open(out/'b.png') as im:
+        assert im.info.pop('scenimefy').startswith('{"weights": ')
+        assert im.info == {'Software': 'scenimefy', 'srgb': 0}
 
 
 @pytest.mark.parametrize('name', ['scene.png', 'scene.jpg', 'scene.webp', 'scene.tif', 'scene.bmp'])
@@ -644,6 +646,72 @@ def test_kinds_of_files_and_what_is_skipped(net, tmp_path, kind, suffix):
     assert len(list(out.iterdir())) == 5
 
 
+@pytest.mark.parametrize('kind', ['png', 'jpeg', 'webp'])
+@pytest.mark.parametrize('change, word', [
+    (dict(strength=.5), 'strength 1.0 → 0.5'), (dict(brush=True), 'brush False → True'),
+    (dict(tone=True), 'tone'), (dict(mask='m.png'), 'mask'), ('weights', 'weights')])
+def test_scenes_that_were_made_in_another_way_are_not_mixed_in(net, tmp_path, kind, change, word):
+    photo(16, 20).save(tmp_path/'p.png')
+    Image.new('L', (4, 4), 99).save(tmp_path/'m.png')
+    def run(net=net, mask=None, **how):
+        if mask: mask = tmp_path/mask
+        return Stylizer(net, format=kind, **how).folder(tmp_path/'p.png', tmp_path/'out', mask, False)
+    made = run().done[0].out
+    before = made.read_bytes()
+    again = run(skip_existing=True, batch=3)                             # changes no pixel
+    assert len(again.skipped) == 1 and not again.notes
+    if change == 'weights':
+        change = dict(net=copy.deepcopy(net))
+        next(change['net'].parameters()).data.add_(.1)
+    with pytest.raises(UserError, match=word): run(skip_existing=True, **change)
+    assert made.read_bytes() == before
+    assert len(run(**change).done) == len(run(skip_existing=True, **change).skipped) == 1
+    assert str(tmp_path).encode() not in made.read_bytes()
+
+
+def test_scenes_that_do_not_say_how_they_were_made_stay(net, tmp_path):
+    photo(16, 20).save(tmp_path/'p.png')
+    (tmp_path/'out').mkdir()
+    S.save_picture(photo(16, 20), tmp_path/'out'/'p.png')                 # as the first versions wrote it
+    report = stylize_folder(tmp_path/'p.png', tmp_path/'out', net, progress=False, skip_existing=True)
+    assert len(report.skipped) == 1 and 'do not say' in report.notes[0]
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='POSIX locks')
+@pytest.mark.parametrize('how', ['folder', 'file'])
+def test_half_files_of_a_killed_run_are_swept(net, tmp_path, how):
+    import fcntl
+    out, half = tmp_path/'out', tmp_path/'out'/'.p-0123abcd.png'
+    out.mkdir()
+    photo(16, 20).save(tmp_path/'p.jpg')
+    others = [out/name for name in ('.q-0123abcd.png', '.p-0123abc.png', '.p-0123abcd.jpg', '.hidden.png')]
+    for path in [half, *others]: path.write_bytes(b'half')
+    def run():
+        if how == 'file': return S.stylize_file([tmp_path/'p.jpg'], out/'p.png', net)
+        return stylize_folder(tmp_path/'p.jpg', out, net, progress=False)
+    another = os.open(out, os.O_RDONLY)
+    fcntl.flock(another, fcntl.LOCK_SH)                                   # another run is at work here
+    assert run().ok and half.exists()
+    os.close(another)
+    assert run().ok and not half.exists()
+    assert sorted(out.iterdir()) == sorted([out/'p.png', *others])
+
+
+def test_the_bar_moves_inside_a_picture(net, tmp_path, monkeypatch):
+    seen, real = [], S._Bar.inside
+    def inside(bar, share):
+        real(bar, share)
+        seen.append(bar.n)
+    monkeypatch.setattr(S._Bar, 'inside', inside)
+    for i in range(2): photo(40, 40, seed=i).save(tmp_path/f'{i}.png')
+    stylizer = Stylizer(net)
+    assert stylizer.folder(tmp_path, tmp_path/'out', progress=True).ok and stylizer.tell is None
+    assert seen == sorted(seen) and seen[-1] == pytest.approx(2) and len({round(n, 3) for n in seen}) > 8
+    assert any(0 < n < 1 for n in seen) and any(1 < n < 2 for n in seen)
+    seen.clear()
+    assert stylizer(tmp_path/'0.png', tmp_path/'one.png', progress=True).ok and len(seen) > 4
+
+
 def test_quality_changes_the_size(net, tmp_path):
     photo(60, 60).save(tmp_path/'p.png')
     def size(kind, q):
@@ -673,7 +741,7 @@ def test_metadata_is_kept_if_asked_and_the_place_only_if_asked_for_too(net, tmp_
             exif = im.getexif()
             return made.read_bytes(), im.size, exif, dict(exif.get_ifd(0x8769)), dict(exif.get_ifd(0x8825))
     data, size, exif, camera, place = run('plain')
-    assert not set(exif) - {0x0131, 0x8769} and not set(camera) - {0xa001} and not place
+    assert not set(exif) - {0x0131, 0x8769, 0x9213} and not set(camera) - {0xa001} and not place
     assert b'Maker' not in data
     data, size, exif, camera, place = run('kept', keep_metadata=True)
     assert (exif[0x0112], exif[0x010f], exif[0x0110], exif[0x013b]) == (1, 'Maker', 'Model 7', 'Ann')

@@ -208,6 +208,31 @@ def test_ten_bits_and_other_samplings_can_be_read(tmp_path):
         assert np.abs(decoded(source)[1].astype(int) - decoded(done.out)[1]).mean() < 3, fmt
 
 
+@pytest.mark.parametrize('transfer, white, name', [(16, .5807, 'PQ'), (18, .75, 'HLG')])
+def test_hdr_becomes_a_usual_film(tmp_path, transfer, white, name):
+    "White paper lies at 58 % in PQ and at 75 % in HLG (BT.2408); both end at the same gray, near white."
+    planes = np.full((48, 64, 3), 512, np.uint16)
+    planes[..., 0] = round(64 + 876*white)
+    tags = dict(colorspace=9, color_primaries=9, color_trc=transfer, color_range=1)
+    with av.open(str(tmp_path/'a.mkv'), 'w') as c:
+        v = c.add_stream('libx264', rate=25, options={'crf': '4'})
+        v.width, v.height, v.pix_fmt = 64, 48, 'yuv420p10le'
+        for key, value in tags.items(): setattr(v.codec_context, key, value)
+        for _ in range(2):
+            frame = av.VideoFrame.from_ndarray(planes << 6, format='yuv444p16le')
+            c.mux(v.encode(frame.reformat(format='yuv420p10le')))
+        c.mux(v.encode(None))
+    seen = []
+    done = run(tmp_path/'a.mkv', tmp_path/'b.mp4', lambda x: seen.append(V.to_array(x[0])) or x)
+    want = 255*(.6 + .4*(1 - np.exp(-1)))**(1/2.4)                        # light 1, bent
+    assert np.abs(seen[0].astype(float) - want).max() < 3
+    assert name in done.notes[0] and 'BT.709' in done.notes[0]
+    with av.open(str(done.out)) as c:
+        context = c.streams.video[0].codec_context
+        assert (context.colorspace, context.color_primaries, context.color_trc) == (1, 1, 1)
+        assert context.format.name == 'yuv420p'
+
+
 def test_pixels_that_are_not_square_stay_so(tmp_path):
     source = film(tmp_path/'a.mp4', n=2, tags=dict(sample_aspect_ratio=Fraction(4, 3)))
     for suffix in ('.mp4', '.mkv'):
@@ -227,6 +252,14 @@ def test_mpeg4_where_there_is_no_x264(tmp_path, monkeypatch):
 
 # ---- what is said
 
+def subtitles(path):
+    "Text, when it is shown after the first picture, and how long."
+    with av.open(str(path)) as c:
+        found = [(bytes(p), float(p.pts*p.time_base), float(p.duration*p.time_base))
+                 for p in c.demux(subtitles=0) if p.size]
+    return [(text, round(start - seconds(path)[0], 3), long) for text, start, long in found]
+
+
 def test_what_is_left_out_is_said(tmp_path):
     source = film(tmp_path/'a.mp4', n=4, audio='aac')
     with av.open(str(source)) as i, av.open(str(tmp_path/'b.mkv'), 'w') as o:
@@ -245,6 +278,9 @@ def test_what_is_left_out_is_said(tmp_path):
             text.pts, text.dts, text.duration = 0, 0, 40
             o.mux(text)
     done = run(tmp_path/'b.mkv', tmp_path/'c.mkv', same)
+    assert done.notes == ['not copied: 1 × video']
+    if words: assert subtitles(done.out) == subtitles(tmp_path/'b.mkv') != []
+    done = run(tmp_path/'b.mkv', tmp_path/'c.mp4', same)                  # which takes no subrip
     assert done.notes == ['not copied: 1 × video' + (', 1 × subtitle' if words else '')]
     done = run(source, tmp_path/'c.gif', same)
     assert done.notes == ['the sound is left out: a picture file has none']
