@@ -196,7 +196,7 @@ def test_pairs_killed_anywhere(tmp_path):
 def scenes(out, album, weights): stylize_folder(album, out, weights, device='cpu', progress=False)
 
 @fault('killed: stylizing a folder', happens='the same command writes the scenes again, equal in every byte',
-       left='whole scenes; at most one hidden half file (.NAME-….png), which nobody takes for a picture')
+       left='whole scenes; at most one hidden half file (.NAME-….png), which the next run removes')
 def test_folder_killed_anywhere(photos, net, tmp_path):
     def only_whole(out):
         whole = contents(tmp_path/'whole')
