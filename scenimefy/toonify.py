@@ -7,7 +7,7 @@ __all__ = ['blend', 'layout', 'brush', 'Encoder', 'Fusion', 'Toonifier', 'Toonif
            'toonify_terms', 'toonify_step', 'save_toonify', 'load_toonify', 'ToonifyRun', 'train_toonify', 'toonify']
 
 # %% ../nbs/12e_toonify.ipynb #exp-imports
-import copy, json, re
+import copy, re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from .runs import (CheckpointError, RunSettings, TrainingRun, descend, frozen, r
 from .selection import digest
 from .stylegan import Generator, build_stylegan, generator_sizes, load_stylegan, truncate
 from .translator import PatchCritic
-from .weights import WeightsError, is_state, misfit, read_weights
+from .weights import WeightsError, misfit, read_weights
 
 # %% ../nbs/12e_toonify.ipynb #exp-side
 def _side(key:str) -> int: # px
@@ -73,7 +73,7 @@ def brush(G:Generator,
           image:Tensor,    # (B,3,h,w)
           w:Tensor,        # (B,style_dim)
           noise:list=None, # two maps for each of the three blocks; None: no noise
-          fuse=None        # function of (number of the block, x, image), called before each block
+          fuse=None        # function of (number, x, image), called before each block and after the last
          ) -> Tensor:      # (B,3,8h,8w)
     "The finest three blocks alone."
     first = len(G.to_rgbs) - _FINEST
@@ -81,7 +81,7 @@ def brush(G:Generator,
         if fuse: x, image = fuse(n, x, image)
         two = noise[2*n:] if noise else (0., 0.)
         x, image = _block(G, first + n, x, image, w, two)
-    return image
+    return fuse(_FINEST, x, image)[1] if fuse else image
 
 # %% ../nbs/12e_toonify.ipynb #exp-encoder
 def _conv(in_ch, out_ch, stride=1):
@@ -94,7 +94,7 @@ class _Residual(nn.Module):
     def forward(self, x): return x + self.convs(x)
 
 class Encoder(nn.Module):
-    "What a photo gives to the painter: features at 1/8, 1/4 and 1/2 of its side, a small picture, a style."
+    "What a photo gives to the painter: features at 1/8, 1/4, 1/2 and all of its side, a picture, a style."
     def __init__(self, widths:list,   # channels of the generator at 1/8, 1/4, 1/2 and the whole of its side
                  style_dim:int, blocks:int=2):
         super().__init__()
@@ -105,9 +105,11 @@ class Encoder(nn.Module):
         self.blocks = nn.Sequential(*[_Residual(eighth) for _ in range(blocks)])
         self.entry, self.to_rgb = nn.Conv2d(eighth, eighth, 1), nn.Conv2d(eighth, 3, 1)
         self.style = nn.Linear(eighth, style_dim)
+        for p in self.style.parameters(): nn.init.zeros_(p)         # at first every photo has the mean style
     def forward(self, photos:Tensor # (B,3,H,W) in [-1,1]; H and W multiples of 8
-               ) -> dict:           # seen: three maps, coarse first; x, image: the entrance; w: (B,style_dim)
-        x, seen = self.full(photos), []
+               ) -> dict:           # seen: four maps, coarse first; x, image: the entrance; w: (B,style_dim)
+        x = self.full(photos)
+        seen = [x]
         for down in self.downs:
             x = down(x)
             seen.insert(0, x)
@@ -116,24 +118,26 @@ class Encoder(nn.Module):
 
 # %% ../nbs/12e_toonify.ipynb #eq-fusion
 class Fusion(nn.Module):
-    "Lets what the encoder saw into the painter's features, as far as a gate opens; the degree moves the gate."
-    def __init__(self, channels:int):
+    "Lets what the encoder saw into the painter, as far as a gate opens; the degree moves the gate."
+    def __init__(self, channels:int,
+                 mixes:bool=True):    # False: into the picture only, behind the last block
         super().__init__()
-        self.gate = nn.Conv2d(2*channels + 1, 1, 3, padding=1)
-        self.mix, self.rgb = nn.Conv2d(2*channels, channels, 3, padding=1), nn.Conv2d(channels, 3, 1)
-        with torch.no_grad():                        # at first nothing is let in: the painter as it was
-            for p in (*self.mix.parameters(), *self.rgb.parameters()): p.zero_()
-            self.mix.weight[:, :channels, 1, 1] = torch.eye(channels)
+        self.gate, self.rgb = nn.Conv2d(2*channels + 1, 1, 3, padding=1), nn.Conv2d(channels, 3, 1)
+        self.mix = nn.Conv2d(2*channels, channels, 3, padding=1) if mixes else None
+        for p in [p for part in (self.mix, self.rgb) if part for p in part.parameters()]: nn.init.zeros_(p)
+        if mixes: self.mix.weight.data[:, :channels, 1, 1] = torch.eye(channels)   # the painter as it was
     def opening(self, x, seen, degree) -> Tensor: # (B,1,h,w) in (0,1)
         level = torch.full_like(x[:, :1], degree)
         return self.gate(torch.cat([x, (x - seen).abs(), level], 1)).sigmoid()
     def forward(self, x, image, seen, degree):
         let_in = self.opening(x, seen, degree)*seen
-        return self.mix(torch.cat([x, let_in], 1)), image + self.rgb(let_in)
+        if self.mix: x = self.mix(torch.cat([x, let_in], 1))
+        return x, image + self.rgb(let_in)
 
 # %% ../nbs/12e_toonify.ipynb #exp-toonifier
 def _widths(G:Generator) -> list: # channels at 1/8, 1/4, 1/2 and the whole of its side
-    if len(G.to_rgbs) < _FINEST: raise SettingsError(f'a generator of {G.size} px is too small; take 32 or more')
+    if len(G.to_rgbs) < _FINEST:
+        raise SettingsError(f'a generator of {G.size} px is too small; take 32 or more')
     plan = generator_sizes(G.state_dict())['channels']
     return [plan[G.size//part] for part in (8, 4, 2, 1)]
 
@@ -144,7 +148,7 @@ class Toonifier(nn.Module):
         self.source, self.target = (copy.deepcopy(G).requires_grad_(False) for G in (source, target))
         widths = _widths(source)
         self.encoder = Encoder(widths, source.style_dim, blocks)
-        self.fusions = nn.ModuleList(Fusion(c) for c in widths[:_FINEST])
+        self.fusions = nn.ModuleList(Fusion(c, n < _FINEST) for n, c in enumerate(widths))
         self.register_buffer('mean_w', source.mean_latent(4096, seeded('mean latent')))
     def paint(self, read:dict, degree:float) -> Tensor: # (B,3,H,W), not clamped
         "Paint what the encoder has read."
@@ -161,8 +165,8 @@ class Toonifier(nn.Module):
 class ToonifySettings(RunSettings):
     "How photos learn to enter a pair of StyleGANs. The defaults are our toy recipe."
     base:      str   = opt('toy', 'preset that the values started from', 'ours')
-    steps:     int   = opt(480, 'length of the training', 'ours', 'steps', lo=1)
-    batch:     int   = opt(8, 'codes per step', 'VToonify, released code', 'codes', lo=1)
+    steps:     int   = opt(360, 'length of the training', 'ours: a minute on one core', 'steps', lo=1)
+    batch:     int   = opt(4, 'codes per step', 'ours', 'codes', lo=1)
     lr:        float = opt(.002, 'Adam step size', 'ours', lo=0., hi=1.)
     psi:       float = opt(.8, 'truncation of the codes', 'ours', lo=0.)
     blocks:    int   = opt(2, 'residual blocks of the encoder', 'ours', lo=0, hi=16)
@@ -171,11 +175,10 @@ class ToonifySettings(RunSettings):
     lam_perc:  float = opt(.1, 'tiny perceptual distance to the goal', 'ours', lo=0.)
     lam_adv:   float = opt(.02, 'critic', 'ours', lo=0.)
     lam_entry: float = opt(.1, "squared error of the entrance to the source's own features", 'ours', lo=0.)
-    lam_style: float = opt(.1, 'squared error of the style', 'ours', lo=0.)
     ema:       float = opt(.98, 'decay of the averaged network', 'ours', lo=0., hi=.99999)
     log_every:    int = opt(20, 'distance of two log entries', 'ours', 'steps', lo=1)
-    sample_every: int = opt(480, 'distance of two sample pictures', 'ours', 'steps', lo=1)
-    save_every:   int = opt(480, 'distance of two checkpoints', 'ours', 'steps', lo=1)
+    sample_every: int = opt(360, 'distance of two sample pictures', 'ours', 'steps', lo=1)
+    save_every:   int = opt(360, 'distance of two checkpoints', 'ours', 'steps', lo=1)
     FREE = RunSettings.FREE | {'steps'}
     PRESETS = {'toy': {}}
 
@@ -188,7 +191,7 @@ def draw_degree(generator # torch's, on the CPU
 @torch.no_grad()
 def draw_pair(net:Toonifier, n:int, psi:float, degree:float,
               generator      # torch's, on the CPU
-             ) -> dict:      # photo, goal: (n,3,size,size) in [-1,1]; w: (n,style_dim); entry: as of `layout`
+             ) -> dict:      # photo, goal: (n,3,size,size) in [-1,1]; entry: of the source's `layout`
     "Codes, what the source paints of them, and what a painter of this degree should make of it."
     G = net.source
     z = torch.randn(n, G.style_dim, generator=generator).to(net.mean_w.device)
@@ -198,7 +201,7 @@ def draw_pair(net:Toonifier, n:int, psi:float, degree:float,
     photo = brush(G, *entry, w, after).clamp(-1, 1)
     between = blend(net.source, net.target, degree)
     goal = brush(between, *layout(between, w, noise), w, after).clamp(-1, 1)
-    return dict(photo=photo, goal=goal, w=w, entry=entry)
+    return dict(photo=photo, goal=goal, entry=entry)
 
 # %% ../nbs/12e_toonify.ipynb #exp-step
 def _with_degree(images, degree): # (B,3,H,W) → (B,4,H,W)
@@ -211,8 +214,7 @@ def toonify_terms(net:Toonifier, pair:dict, degree:float, perceptual) -> tuple: 
     made, (x, image) = net.paint(read, degree), pair['entry']
     terms = dict(rec=(made - pair['goal']).abs().mean(),
                  perc=perceptual(made, pair['goal'], check=False).mean(),
-                 entry=F.mse_loss(read['x'], x) + F.mse_loss(read['image'], image),
-                 style=F.mse_loss(net.mean_w + read['w'], pair['w']))
+                 entry=F.mse_loss(read['x'], x) + F.mse_loss(read['image'], image))
     return made, terms
 
 # %% ../nbs/12e_toonify.ipynb #exp-step-2
@@ -245,7 +247,8 @@ def save_toonify(path, net:Toonifier, half:bool=False, **meta): # meta: texts be
 
 def _generator_in(tensors, name) -> Generator:
     "One of the two generators in a file."
-    return build_stylegan({k[len(name) + 1:]: v for k, v in tensors.items() if k.startswith(f'{name}.')}, Generator)
+    state = {k[len(name) + 1:]: v for k, v in tensors.items() if k.startswith(f'{name}.')}
+    return build_stylegan(state, Generator)
 
 def _build_toonifier(tensors) -> Toonifier:
     "A network that holds `tensors`; ValueError says what does not fit."
@@ -260,7 +263,7 @@ def load_toonify(path, device:str='cpu') -> Toonifier: # float32, in eval mode
     "A `Toonifier` from a file; its sizes are read off the shapes, and every key is checked."
     found = read_weights(path)
     try: net = _build_toonifier(found)
-    except (ValueError, SettingsError) as e: raise WeightsError(f'{path}: no file of `save_toonify`: {e}') from None
+    except ValueError as e: raise WeightsError(f'{path}: no file of `save_toonify`: {e}') from None
     return net.eval().to(pick_device(device))
 
 # %% ../nbs/12e_toonify.ipynb #exp-run
@@ -274,7 +277,8 @@ class ToonifyRun(TrainingRun):
     "The state of one training. It reads no pictures: a step draws its own codes."
     result = 'toonify.safetensors'
     def __init__(self, cfg:ToonifySettings, source, target, run, device:str='auto'):
-        if cfg.precision != 'fp32': raise SettingsError('this training knows fp32 only; set precision to fp32')
+        if cfg.precision != 'fp32':
+            raise SettingsError('this training knows fp32 only; set precision to fp32')
         super().__init__(cfg, run, device)
         source, target = (load_stylegan(G) for G in (source, target))
         self.nets = _new_networks(source, target, cfg).to(self.device)
@@ -304,7 +308,8 @@ class ToonifyRun(TrainingRun):
         "Write the averaged network, unless it belongs to other generators than this run was given."
         if (digest(self.ema.source), digest(self.ema.target)) != self.origin:
             raise CheckpointError(f'the run in {self.folder} began with other generators; give those')
-        if self.main: save_toonify(self.folder/self.result, self.ema, settings=self.cfg.to_json(), step=str(self.step))
+        about = dict(settings=self.cfg.to_json(), step=str(self.step))
+        if self.main: save_toonify(self.folder/self.result, self.ema, **about)
 
 # %% ../nbs/12e_toonify.ipynb #exp-toonify
 def train_toonify(cfg:ToonifySettings,
