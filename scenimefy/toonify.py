@@ -94,9 +94,9 @@ class _Residual(nn.Module):
     def forward(self, x): return x + self.convs(x)
 
 class Encoder(nn.Module):
-    "What a photo gives to the painter: features at 1/8, 1/4, 1/2 and all of its side, a picture, a style."
+    "What a photo gives to the painter: features at 1/8, 1/4, 1/2 and all of its side, and the entrance."
     def __init__(self, widths:list,   # channels of the generator at 1/8, 1/4, 1/2 and the whole of its side
-                 style_dim:int, blocks:int=2):
+                 blocks:int=2):
         super().__init__()
         eighth, quarter, half, full = widths
         self.full = _conv(3, full)
@@ -104,17 +104,15 @@ class Encoder(nn.Module):
         self.downs = nn.ModuleList(nn.Sequential(_conv(a, b, 2), _conv(b, b)) for a, b in steps)
         self.blocks = nn.Sequential(*[_Residual(eighth) for _ in range(blocks)])
         self.entry, self.to_rgb = nn.Conv2d(eighth, eighth, 1), nn.Conv2d(eighth, 3, 1)
-        self.style = nn.Linear(eighth, style_dim)
-        for p in self.style.parameters(): nn.init.zeros_(p)         # at first every photo has the mean style
     def forward(self, photos:Tensor # (B,3,H,W) in [-1,1]; H and W multiples of 8
-               ) -> dict:           # seen: four maps, coarse first; x, image: the entrance; w: (B,style_dim)
+               ) -> dict:           # seen: four maps, coarse first; x, image: as of `layout`
         x = self.full(photos)
         seen = [x]
         for down in self.downs:
             x = down(x)
             seen.insert(0, x)
         x = self.blocks(x)
-        return dict(seen=seen, x=self.entry(x), image=self.to_rgb(x), w=self.style(x.mean((2, 3))))
+        return dict(seen=seen, x=self.entry(x), image=self.to_rgb(x))
 
 # %% ../nbs/12e_toonify.ipynb #eq-fusion
 class Fusion(nn.Module):
@@ -147,14 +145,15 @@ class Toonifier(nn.Module):
         super().__init__()
         self.source, self.target = (copy.deepcopy(G).requires_grad_(False) for G in (source, target))
         widths = _widths(source)
-        self.encoder = Encoder(widths, source.style_dim, blocks)
+        self.encoder = Encoder(widths, blocks)
         self.fusions = nn.ModuleList(Fusion(c, n < _FINEST) for n, c in enumerate(widths))
         self.register_buffer('mean_w', source.mean_latent(4096, seeded('mean latent')))
     def paint(self, read:dict, degree:float) -> Tensor: # (B,3,H,W), not clamped
         "Paint what the encoder has read."
         def fuse(n, x, image): return self.fusions[n](x, image, read['seen'][n], degree)
         G = blend(self.source, self.target, degree)
-        return brush(G, read['x'], read['image'], self.mean_w + read['w'], fuse=fuse)
+        w = self.mean_w.expand(len(read['x']), -1)       # every photo is painted in the mean style
+        return brush(G, read['x'], read['image'], w, fuse=fuse)
     def forward(self, photos:Tensor,  # (B,3,H,W) in [-1,1]; H and W multiples of 8
                 degree:float=1.       # 0: a photo, 1: anime
                ) -> Tensor:           # (B,3,H,W), not clamped
@@ -266,13 +265,14 @@ def load_toonify(path, device:str='cpu') -> Toonifier: # float32, in eval mode
     except ValueError as e: raise WeightsError(f'{path}: no file of `save_toonify`: {e}') from None
     return net.eval().to(pick_device(device))
 
-# %% ../nbs/12e_toonify.ipynb #exp-run
+# %% ../nbs/12e_toonify.ipynb #exp-networks
 def _new_networks(source, target, cfg) -> nn.ModuleDict:
     "Encoder, fusions and critic, with weights that depend on the seed only."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeded('toonify', cfg.seed).initial_seed())
         return nn.ModuleDict(dict(G=Toonifier(source, target, cfg.blocks), D=PatchCritic(4, cfg.ndf)))
 
+# %% ../nbs/12e_toonify.ipynb #exp-run
 class ToonifyRun(TrainingRun):
     "The state of one training. It reads no pictures: a step draws its own codes."
     result = 'toonify.safetensors'
