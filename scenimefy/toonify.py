@@ -84,13 +84,15 @@ def brush(G:Generator,
     return fuse(_FINEST, x, image)[1] if fuse else image
 
 # %% ../nbs/12e_toonify.ipynb #exp-encoder
-def _conv(in_ch, out_ch, stride=1):
-    return nn.Sequential(nn.Conv2d(in_ch, out_ch, 3, stride, 1), nn.LeakyReLU(.2))
+def _conv3(in_ch, out_ch, stride=1): # beyond the border, the border goes on: zeros would paint a frame
+    return nn.Conv2d(in_ch, out_ch, 3, stride, 1, padding_mode='replicate')
+
+def _conv(in_ch, out_ch, stride=1): return nn.Sequential(_conv3(in_ch, out_ch, stride), nn.LeakyReLU(.2))
 
 class _Residual(nn.Module):
     def __init__(self, channels):
         super().__init__()
-        self.convs = nn.Sequential(_conv(channels, channels), nn.Conv2d(channels, channels, 3, padding=1))
+        self.convs = nn.Sequential(_conv(channels, channels), _conv3(channels, channels))
     def forward(self, x): return x + self.convs(x)
 
 class Encoder(nn.Module):
@@ -120,8 +122,8 @@ class Fusion(nn.Module):
     def __init__(self, channels:int,
                  mixes:bool=True):    # False: into the picture only, behind the last block
         super().__init__()
-        self.gate, self.rgb = nn.Conv2d(2*channels + 1, 1, 3, padding=1), nn.Conv2d(channels, 3, 1)
-        self.mix = nn.Conv2d(2*channels, channels, 3, padding=1) if mixes else None
+        self.gate, self.rgb = _conv3(2*channels + 1, 1), nn.Conv2d(channels, 3, 1)
+        self.mix = _conv3(2*channels, channels) if mixes else None
         for p in [p for part in (self.mix, self.rgb) if part for p in part.parameters()]: nn.init.zeros_(p)
         if mixes: self.mix.weight.data[:, :channels, 1, 1] = torch.eye(channels)   # the painter as it was
     def opening(self, x, seen, degree) -> Tensor: # (B,1,h,w) in (0,1)
