@@ -168,7 +168,8 @@ class ToonifySettings(RunSettings):
     base:      str   = opt('toy', 'preset that the values started from', 'ours')
     steps:     int   = opt(360, 'length of the training', 'ours: a minute on one core', 'steps', lo=1)
     batch:     int   = opt(4, 'codes per step', 'ours', 'codes', lo=1)
-    lr:        float = opt(.002, 'Adam step size', 'ours', lo=0., hi=1.)
+    lr:        float = opt(.0015, 'Adam step size', 'ours', lo=0., hi=1.)
+    clip:      float = opt(1., 'largest length of a gradient', 'ours', lo=1e-6)
     psi:       float = opt(.8, 'truncation of the codes', 'ours', lo=0.)
     blocks:    int   = opt(2, 'residual blocks of the encoder', 'ours', lo=0, hi=16)
     ndf:       int   = opt(16, 'width of the critic', 'ours', 'channels', lo=1)
@@ -236,7 +237,10 @@ def toonify_step(nets, optims:dict,      # `nets.G`, a `Toonifier`, and `nets.D`
     with frozen(nets.D):
         terms['adv'] = lsgan(judge(made), True)
         total = sum(getattr(cfg, f'lam_{name}')*term for name, term in terms.items())
-        descend(optims, ['G'], total.backward, sync_gradients)
+        def backward():
+            total.backward()
+            nn.utils.clip_grad_norm_(nets.G.parameters(), cfg.clip)  # one steep step can undo many
+        descend(optims, ['G'], backward, sync_gradients)
     return {k: v.detach() for k, v in dict(D=wrong, **terms, total=total).items()}
 
 # %% ../nbs/12e_toonify.ipynb #exp-files
@@ -287,7 +291,7 @@ class ToonifyRun(TrainingRun):
         self.ema, self.n_steps, self.sets = copy.deepcopy(self.nets.G), cfg.steps, ()
         self.origin, self.perceptual = (digest(source), digest(target)), load_perceptual('tiny', self.device)
         ours = [p for p in self.nets.G.parameters() if p.requires_grad]
-        self.optims = dict(G=torch.optim.Adam(ours, cfg.lr, (.5, .99)),
+        self.optims = dict(G=torch.optim.Adam(ours, cfg.lr, (.9, .99)),
                            D=torch.optim.Adam(self.nets.D.parameters(), cfg.lr, (.5, .99)))
 
     def feed(self):

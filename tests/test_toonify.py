@@ -9,11 +9,10 @@ from safetensors.torch import load_file, save_file
 
 from scenimefy.core import SettingsError, seeded
 from scenimefy.priors import load_perceptual
-from scenimefy.runs import CheckpointError, run_training
+from scenimefy.runs import CheckpointError
 from scenimefy.stylegan import Generator, save_stylegan
-from scenimefy.toonify import (Encoder, Fusion, Toonifier, ToonifyRun, ToonifySettings, blend, brush, draw_degree,
-                               draw_pair, layout, load_toonify, save_toonify, toonify, toonify_step,
-                               toonify_terms, train_toonify)
+from scenimefy.toonify import (Fusion, Toonifier, ToonifyRun, ToonifySettings, blend, brush, draw_degree,
+                               draw_pair, layout, load_toonify, save_toonify, toonify, train_toonify)
 from scenimefy.weights import WeightsError
 
 SMALL = ToonifySettings(steps=4, batch=2, blocks=1, ndf=4, log_every=1, sample_every=4, save_every=2)
@@ -228,6 +227,19 @@ def _entrance(net, n, seed, step):
     return layout(net.source, w, net.source.draw_noise(n, dice))
 
 
+def test_no_gradient_is_longer_than_allowed(files, tmp_path, monkeypatch):
+    "Adam sees the same directions, cut to the length that the settings allow."
+    lengths = {}
+    for clip in (1e6, .01):
+        r = ToonifyRun(SMALL.but(clip=clip), *files, tmp_path/str(clip), 'cpu')
+        ours = [p for p in r.nets.G.parameters() if p.requires_grad]
+        def look(*_, ours=ours, clip=clip):
+            lengths[clip] = torch.stack([p.grad.norm() for p in ours if p.grad is not None]).norm().item()
+        monkeypatch.setattr(r.optims['G'], 'step', look)
+        r.take_step([])
+    assert lengths[1e6] > .1 and abs(lengths[.01] - .01) < 1e-4
+
+
 def test_the_critic_does_not_teach_the_goal_and_sees_the_degree(files, tmp_path):
     "Without its weight the critic's judgement moves no encoder; with it, it does."
     def after(lam):
@@ -267,8 +279,8 @@ def test_a_run_goes_on_with_its_own_generators_only(files, tmp_path):
 
 
 def test_seeds_decide(files, tmp_path):
-    nets = [ToonifyRun(SMALL.but(seed=s), *files, tmp_path/str(k), 'cpu').nets for k, s in enumerate((0, 0, 1))]
-    first = [n.G.encoder.entry.weight for n in nets]
+    def start(k, seed): return ToonifyRun(SMALL.but(seed=seed), *files, tmp_path/str(k), 'cpu').nets
+    first = [start(k, seed).G.encoder.entry.weight for k, seed in enumerate((0, 0, 1))]
     assert first[0].equal(first[1]) and not first[0].equal(first[2])
 
 
@@ -279,7 +291,8 @@ def test_a_file_paints_as_the_network_did(tmp_path):
     save_toonify(tmp_path/'a.safetensors', net)
     assert toonify(load_toonify(tmp_path/'a.safetensors'), x, .3).equal(toonify(net, x, .3))
     save_toonify(tmp_path/'half.safetensors', net, half=True)
-    assert torch.allclose(toonify(load_toonify(tmp_path/'half.safetensors'), x, .3), toonify(net, x, .3), atol=.05)
+    half = load_toonify(tmp_path/'half.safetensors')
+    assert torch.allclose(toonify(half, x, .3), toonify(net, x, .3), atol=.05)
 
 
 def test_files_that_are_refused(tmp_path):
