@@ -31,16 +31,16 @@ from .translator import load_translator, map_colors
 from .world import _mix, _scenes, CLASSES, HELD_OUT, scenes
 
 # %% ../nbs/12g_flat.ipynb #exp-tones
-_SHADE = .55    # of the way from the light tone to the dark one
+_SHADE = .35    # of the way from the light tone to the dark one
 
 def _two_tones(pal): # (B,n,3), which is changed
     "A light and a dark color for each surface, and a single one for grass."
     for name in [*_PALETTE, 'crown', 'cloud']:
         rows = _tones(name)
         if name.endswith(('_mid', '_dark')) or len(rows) < 2: continue
-        light, dark = pal[:, rows[0]], pal[:, rows[-1]]
-        pal[:, rows[1:]] = light[:, None]
-        if name != 'grass': pal[:, rows[-1]] = _mix(light, dark, _SHADE)
+        light, dark = pal[:, [rows[0]]], pal[:, [rows[-1]]]           # copies
+        pal[:, rows[1:]] = light
+        if name != 'grass': pal[:, rows[-1:]] = _mix(light, dark, _SHADE)
     return pal
 
 # %% ../nbs/12g_flat.ipynb #exp-palette
