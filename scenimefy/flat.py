@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GRASS', 'STYLES_HERE', 'STYLE_ROWS', 'MEASURES', 'outlines', 'render_flat', 'painted', 'grass_marks', 'outline_depth',
-           'style_folder', 'style_pairs', 'StyleRuler', 'plan_styles', 'style_cells']
+           'style_folder', 'style_pairs', 'StyleRuler', 'plan_styles', 'pair_sheet', 'keep_examples', 'style_cells']
 
 # %% ../nbs/12g_flat.ipynb #exp-imports
 import dataclasses, statistics
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
-from .ablate import (_START, _log_at_end, AblateSettings, folder_digest, in_parts, judges,
-                              row_values, short_translator, strip, world_folder)
+from .ablate import (_START, _log_at_end, _save_strip, AblateSettings, folder_digest, in_parts,
+                              judges, row_values, short_translator, strip, world_folder)
 from .core import atomic_path, pick_device, to_image
 from .data import PairedSet
 from .features import style_features
@@ -257,10 +257,26 @@ def _known(ruler, pairs, base) -> dict: # {name: measures}
         found[f'photos in the palette of {style}'] = ruler(map_colors(ruler.photo, palette))
     return found | {f'true {style}': ruler(ruler.truth[style]) for style in STYLES_HERE}
 
+# %% ../nbs/12g_flat.ipynb #exp-examples
+def pair_sheet(pairs,       # folder of pairs
+               n:int=4
+              ) -> Tensor:  # (3,2·H,n·W)
+    "The first pairs of a folder: photos above, the style below."
+    shown = PairedSet(pairs, 64)
+    photos, anime = (torch.stack([shown[k][side] for k in range(n)]) for side in (0, 1))
+    return torch.cat([strip(photos, n), strip(anime, n)], 1)
+
+def keep_examples(ruler, work, out, cfg:AblateSettings, stage1:int=200):
+    "Pictures beside the table `out`: what its rows started from, what they should look like, and pairs."
+    shown = {'photos': ruler.photo} | {f'true {style}': ruler.truth[style] for style in STYLES_HERE}
+    for name, images in shown.items(): _save_strip(out, name, strip(images[ruler.grassy()]))
+    for style in STYLES_HERE:
+        _save_strip(out, f'pairs {style}', pair_sheet(style_pairs(style, cfg, work, stage1)))
+
 # %% ../nbs/12g_flat.ipynb #exp-cells
-MEASURES = dict(distance_flat='distance to flat ↓', l1_flat='L1 to true flat ↓', distance_anime='distance to anime',
-                l1_anime='L1 to true anime', edges='edges on grass', strokes='strokes on grass', ink='ink',
-                agreement='classes kept ↑')
+MEASURES = dict(distance_flat='distance to flat ↓', l1_flat='L1 to true flat ↓',
+                distance_anime='distance to anime', l1_anime='L1 to true anime', edges='edges on grass',
+                strokes='strokes on grass', ink='ink', agreement='classes kept ↑')
 
 def style_cells(table:dict) -> tuple: # head, rows of texts, for `table_markdown`
     "Every row of a table of styles: mean and deviation over its seeds, then the lines of the scale."
