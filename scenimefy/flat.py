@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GRASS', 'STYLES_HERE', 'STYLE_ROWS', 'MEASURES', 'outlines', 'render_flat', 'painted', 'grass_marks', 'outline_depth',
-           'style_folder', 'style_pairs', 'StyleRuler', 'plan_styles', 'pair_sheet', 'keep_examples', 'style_cells']
+           'style_folder', 'style_generator', 'style_pairs', 'StyleRuler', 'plan_styles', 'pair_sheet', 'keep_examples',
+           'style_cells']
 
 # %% ../nbs/12g_flat.ipynb #exp-imports
 import dataclasses, statistics
@@ -163,28 +164,36 @@ def outline_depth(images:Tensor, # (B,3,H,W) in [-1,1]
     return (_mean_around(light, away) - light)[known].mean().item()
 
 # %% ../nbs/12g_flat.ipynb #exp-data
+_SIDE = 96      # px of the pictures: what Stage 3 cuts its 64 px from
+
 def style_folder(style:str, cfg:AblateSettings, work) -> Path: # of pictures
     "The anime scenes of `world_folder`, in this style."
-    world = world_folder(work, cfg.world, 192)
+    world = world_folder(work, cfg.world, _SIDE)
     if style == 'anime': return world/'anime'
     folder = Path(work)/f'{style}-{cfg.world}'
     first = 4_000_000 + cfg.world                     # seed 4 of `write_world`; its photos come first
     for k in range(cfg.world):
         file = folder/f'{k:06d}.png'
         if file.exists(): continue
-        with atomic_path(file) as tmp: to_image(painted([first + k], 192, style, 'anime')[0]).save(tmp)
+        with atomic_path(file) as tmp: to_image(painted([first + k], _SIDE, style, 'anime')[0]).save(tmp)
     return folder
 
-def style_pairs(style:str, cfg:AblateSettings, work, steps:int, device:str='cpu') -> Path: # of pairs
-    "Stages 1 and 2 for a style: `steps` of fine-tuning, then `cfg.pairs` pairs."
+# %% ../nbs/12g_flat.ipynb #exp-stage12
+def style_generator(style:str, cfg:AblateSettings, work, steps:int, device:str='cpu'): # a name, or a file
+    "Stage 1: the bundled generator of the first style, or `steps` of fine-tuning towards another."
+    if style == 'anime': return 'tiny-anime'
     run = Path(work)/f'stage1-{style}-{steps}'
     made = run/'anime.safetensors'
-    if not made.exists():
-        settings = FinetuneSettings.preset('tiny').but(steps=steps, **_log_at_end(steps))
-        finetune(settings, 'tiny', style_folder(style, cfg, work), run, device=device)
+    settings = FinetuneSettings.preset('tiny').but(steps=steps, **_log_at_end(steps))
+    if not made.exists(): finetune(settings, 'tiny', style_folder(style, cfg, work), run, device=device)
+    return made
+
+def style_pairs(style:str, cfg:AblateSettings, work, steps:int, device:str='cpu') -> Path: # of pairs
+    "Stage 2: `cfg.pairs` pairs, the better 70 % of the candidates."
     rule = SelectSettings.preset('tiny').but(count=cfg.pairs, max_lbce=100., keep_best=.7)
-    source, segmenter = StyleganPairs('tiny', made, rule.psi, device), load_segmenter('tiny', device)
-    return make_pairs(rule, source, segmenter, Path(work)/f'pairs-{style}-{steps}-{cfg.pairs}').folder
+    source = StyleganPairs('tiny', style_generator(style, cfg, work, steps, device), rule.psi, device)
+    folder = Path(work)/f'pairs-{style}-{steps}-{cfg.pairs}'
+    return make_pairs(rule, source, load_segmenter('tiny', device), folder).folder
 
 # %% ../nbs/12g_flat.ipynb #exp-ruler
 STYLES_HERE = 'anime', 'flat'
@@ -220,16 +229,14 @@ class StyleRuler:
 # %% ../nbs/12g_flat.ipynb #exp-plan
 _CONTENT = dict(content='color', lam_content=10.)
 STYLE_ROWS = {'anime': dict(style='anime'), 'flat': dict(style='flat'),
-              'flat + content': dict(style='flat', **_CONTENT),
-              'flat, own tone': dict(style='flat', tone='own'),
-              'flat, own tone + content': dict(style='flat', tone='own', **_CONTENT)}
+              'flat + content': dict(style='flat', **_CONTENT)}
 
 def plan_styles(cfg:AblateSettings, work,
                 stage1:int=200,    # steps of Stage 1
                 device:str='cpu'
                ) -> dict:          # arguments of `run_table`
-    "The first style once, the second with and without the content term, in the tone of the photo and its own."
-    photos = world_folder(work, cfg.world, 192)/'photos'
+    "The first style, and the second with and without the content term, in the tone of the photo."
+    photos = world_folder(work, cfg.world, _SIDE)/'photos'
     anime = {style: style_folder(style, cfg, work) for style in STYLES_HERE}
     pairs = {style: style_pairs(style, cfg, work, stage1, device) for style in STYLES_HERE}
     base = short_translator(cfg.budget).but(tone='style')

@@ -190,10 +190,10 @@ def test_grassy_scenes_come_first(ruler):
 def test_both_styles_are_trained_on_the_same_scenes(tmp_path):
     cfg = AblateSettings().but(world=4)
     first, second = (F.style_folder(style, cfg, tmp_path) for style in F.STYLES_HERE)
-    assert first == world_folder(tmp_path, 4, 192)/'anime'
+    assert first == world_folder(tmp_path, 4, 96)/'anime'
     assert [p.name for p in sorted(first.iterdir())] == [p.name for p in sorted(second.iterdir())]
     s = scenes([4_000_000 + 4 + 2], 'anime')
-    for folder, drawn in ((first, render(s, 192, 'anime')), (second, F.render_flat(s, 192))):
+    for folder, drawn in ((first, render(s, 96, 'anime')), (second, F.render_flat(s, 96))):
         stored = to_model(Image.open(folder/'000002.png'))
         assert (stored - drawn).abs().max() <= 1.01/127.5
 
@@ -206,7 +206,7 @@ def test_results_are_those_of_the_rows():
     assert table['rows'] == json.loads(json.dumps(F.STYLE_ROWS))
     seeds = {row: {r['seed'] for r in table['runs'].values() if r['row'] == row} for row in F.STYLE_ROWS}
     assert all(found == seeds['flat'] and len(found) >= 2 for found in seeds.values())
-    assert all(r['found'] and r['seconds'] < 180 for r in table['runs'].values())
+    assert all(r['found'] for r in table['runs'].values())
     kept = [folder/'style.json', *(folder/'style').iterdir()]
     assert {row_file(row) for row in F.STYLE_ROWS} <= {p.name for p in kept}
     assert sum(p.stat().st_size for p in kept) < 150_000
