@@ -219,8 +219,8 @@ def test_the_call_in_the_lesson_makes_the_table_that_is_kept():
     (call,) = [''.join(c['source']) for c in cells if c['id'] == 'slow-table']
     about = read_table(bundled_results()/'style.json')['about']
     steps = about['settings']['epochs']*about['settings']['epoch_steps']
-    for said in (f'budget={steps}', f"stage1={about['stage1']}", f"scenes={about['scenes']}", f"real={about['real']}"):
-        assert said in call, said
+    wanted = dict(budget=steps, stage1=about['stage1'], scenes=about['scenes'], real=about['real'])
+    for name, value in wanted.items(): assert f'{name}={value}' in call, name
 
 
 def test_the_painters_score_what_they_are():
