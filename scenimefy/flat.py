@@ -190,7 +190,8 @@ def style_generator(style:str, cfg:AblateSettings, work, steps:int, device:str='
 
 def style_pairs(style:str, cfg:AblateSettings, work, steps:int, device:str='cpu') -> Path: # of pairs
     "Stage 2: `cfg.pairs` pairs, the better 70 % of the candidates."
-    rule = SelectSettings.preset('tiny').but(count=cfg.pairs, max_lbce=100., keep_best=.7)
+    tiny = SelectSettings.preset('tiny')
+    rule = tiny.but(count=cfg.pairs, max_lbce=100., keep_best=.7, batch=min(tiny.batch, cfg.pairs))
     source = StyleganPairs('tiny', style_generator(style, cfg, work, steps, device), rule.psi, device)
     folder = Path(work)/f'pairs-{style}-{steps}-{cfg.pairs}'
     return make_pairs(rule, source, load_segmenter('tiny', device), folder).folder
