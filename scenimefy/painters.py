@@ -264,6 +264,7 @@ def _palette(s:Scenes, style:str) -> Tensor: # (B,n,3): a row per name in `_NAME
 class Canvas:
     "Pixels being painted: `img` is (B,3,H,W) in [0,1], or (B,1,H,W) classes for style 'labels'."
     def __init__(self, s, size, style):
+        if size < 1: raise ValueError(f'size is {size} but must be at least 1 pixel')
         self.s, self.size, self.look = s, size, _LOOKS.get(style)
         axis = (torch.arange(size).float() + .5)*(1/size)
         self.x, self.y = axis.view(1, 1, -1), axis.view(1, -1, 1)
@@ -1628,10 +1629,9 @@ def _develop(c) -> Tensor: # (B,3,H,W) in [-1,1]
 _PLACE = dict(meadow=_draw_meadow, lake=_draw_lake, sea=_draw_sea, forest=_draw_inside, street=_draw_street,
               town=_draw_town, fields=_draw_fields, railway=_draw_railway, bridge=_draw_bridge)
 
-def _compose(s:Scenes, size:int, style:str) -> Canvas:
+def _compose(c:Canvas) -> Canvas: # the same, painted
     "Paint everything, back to front."
-    if size < 1: raise ValueError(f'size is {size} but must be at least 1 pixel')
-    c = Canvas(s, size, style)
+    s = c.s
     _draw_sky(c.rows(0, .74))
     _draw_clouds(c)
     skyline = _draw_mountains(c.rows(0, .74))
@@ -1653,13 +1653,13 @@ def render(s,                  # `Scenes`, or integers
     "Draw scenes. The same seed, size and style give the same bytes on every machine."
     if style not in _LOOKS:
         raise ValueError(f'style is {style!r} but must be one of {", ".join(_LOOKS)}')
-    return _develop(_compose(_scenes(s), size, style))
+    return _develop(_compose(Canvas(_scenes(s), size, style)))
 
 # %% ../nbs/01b_painters.ipynb #exp-labels
 @torch.no_grad()
 def labels(s, size:int=64) -> Tensor: # (B,size,size) int64, indices into `CLASSES`
     "The class of every pixel, from the same shapes that are painted."
-    return _compose(_scenes(s), size, 'labels').img[:, 0]
+    return _compose(Canvas(_scenes(s), size, 'labels')).img[:, 0]
 
 def to_uint8(images:Tensor) -> Tensor: # (B,H,W,3)
     "Bytes as they are stored in a file."
