@@ -528,7 +528,8 @@ _LIMITS = ('A toy: drawings of 64 px, short runs, small networks. A mark compare
 
 def _ablation_text(number:int) -> TableText:
     return TableText(f'Table {number} at toy scale',
-                     'What each part of the method is worth, and how sure we are.', _LIMITS, PUBLISHED[number])
+                     'What each part of the method is worth, and how sure we are.', _LIMITS,
+                     PUBLISHED[number])
 
 # %% ../nbs/12_ablate.ipynb #exp-page-write
 def _strips(names, folder) -> list: # figures, of those that were kept
@@ -544,8 +545,8 @@ def _write_table_page(table:dict, text:TableText, out) -> Path: # a page beside 
     head, rows = table_cells(table, *compared)
     strips = _strips(('photos', 'true anime', *table['rows']), out.with_suffix(''))
     sections = [
-        section_html('Differences', f'Row minus {text.reference}. A dot is a seed, the bar its 95 % interval.',
-                     chart),
+        section_html('Differences', f'Row minus {text.reference}. A dot is a seed, '
+                     'the bar its 95 % interval.', chart),
         section_html('In words', text.limits, list_html(sentences(lines, text.reference))),
         section_html('In numbers', 'Mean and deviation over the seeds; the last lines show what the measures '
                      'say where the answer is known.', table_html(rows, head)),

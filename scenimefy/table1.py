@@ -185,9 +185,9 @@ def plan_1(cfg:AblateSettings, work, device:str='cpu',
 # %% ../nbs/12f_table1.ipynb #exp-table-1
 _TEXT = TableText(
     'Table 1 at toy scale', 'Ten ways to make anime of a photo, on one budget.',
-    'A toy: drawings of 64 px, short runs, small networks, one start. A mark compares signs: “agree” means that '
-    'a row is farther from anime than Scenimefy (or nearer) as the FIDs of the paper have it, by more than '
-    'chance between seeds explains. The paper compares whole systems; here are losses on equal terms.',
+    'A toy: drawings of 64 px, short runs, small networks, one start. A mark compares signs: “agree” means '
+    'that a row is farther from anime than Scenimefy (or nearer) as the FIDs of the paper have it, by more '
+    'than chance between seeds explains. The paper compares whole systems; here are losses on equal terms.',
     PUBLISHED_1, 'frechet', 'Scenimefy')
 
 def compare_methods(out,          # folder for table1.json, table1.html and table1/ with pictures
@@ -204,7 +204,8 @@ def compare_methods(out,          # folder for table1.json, table1.html and tabl
     return write_table(plan, _TEXT, cfg.seeds, out/'table1.json', work/'runs-1', say)
 
 # %% ../nbs/12f_table1.ipynb #exp-photo-cells
-_PHOTO_TITLES = {'photo frechet': 'tiny distance to anime ↓', **{f'photo {k}': title for k, title in KEPT.items()}}
+_PHOTO_TITLES = {'photo frechet': 'tiny distance to anime ↓',
+                 **{f'photo {k}': title for k, title in KEPT.items()}}
 
 def photo_cells(table:dict # of `run_table`
                ) -> tuple: # head, rows of texts

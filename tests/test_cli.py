@@ -413,7 +413,8 @@ def test_table_1_is_measured_on_photographs_too(monkeypatch):
     from scenimefy.ablate import AblateSettings
     asked = []
     monkeypatch.setattr('scenimefy.table1.compare_methods', lambda *a, say: asked.append(a))
-    assert run('ablate', '--table', '1', '-o', 'o', '--row', 'CUT', '--photos', 'p', '--seeds', '2').exit_code == 0
+    done = run('ablate', '--table', '1', '-o', 'o', '--row', 'CUT', '--photos', 'p', '--seeds', '2')
+    assert done.exit_code == 0
     assert asked == [(Path('o'), AblateSettings().but(seeds=2), ['CUT'], None, Path('p'), 'cpu')]
     assert run('ablate', '--table', '4', '-o', 'o', '--photos', 'p').exit_code == 2
 
