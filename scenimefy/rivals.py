@@ -387,6 +387,13 @@ def is_rival(method) -> bool: # a path or a name
     name = path.as_posix()
     return path.is_file() or path.suffix.lower() in _SUFFIXES or name in _NAMES or name.startswith('hf:')
 
+def _check_methods(methods):
+    "`UserError` for a name that stands for nothing: said before the first scene is painted."
+    for name, method in methods.items():
+        if is_rival(method) or Path(method).exists(): continue
+        raise UserError(f"{name}: {method} is no folder, no file and no name of weights; "
+                        f"known names: {', '.join(_NAMES)}, hf:OWNER/NAME")
+
 def _folder_of(name, out) -> Path: # a name may hold anything, even slashes
     return Path(out)/'scenes'/''.join(c if c.isalnum() or c in '-_' else '_' for c in name)
 
@@ -414,6 +421,7 @@ def paint_methods(methods:dict,         # {name: folder of pictures, or weights 
                   say=print             # is told what became of each
                  ) -> dict:             # {name: folder}, as `evaluate.compare` takes them
     "Every method as a folder of pictures. Methods that are weights paint the photos, each of them once."
+    _check_methods(methods)
     weights = {name: method for name, method in methods.items() if is_rival(method)}
     if not weights: return methods
     folders = _check_request(weights, photos, out)

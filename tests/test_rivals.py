@@ -531,3 +531,10 @@ def test_the_command_line_refuses(world, tmp_path, words, status, text):
     done = run('compare', world/'anime', *words, '--features', 'tiny', '-o', tmp_path/'o')
     assert done.exit_code == status and text in ' '.join(done.output.split()), done.output
     assert not (tmp_path/'o').exists()
+
+
+def test_a_mistyped_method_is_named_before_anything_is_painted(tmp_path):
+    for typo in ('drwan', tmp_path/'nobody'):
+        with pytest.raises(UserError, match='is no folder, no file and no name of weights; known names: drawn'):
+            paint_methods(dict(ours='drawn', other=typo), tmp_path, tmp_path, tmp_path/'out')
+    assert not (tmp_path/'out').exists()
