@@ -535,6 +535,6 @@ def test_the_command_line_refuses(world, tmp_path, words, status, text):
 
 def test_a_mistyped_method_is_named_before_anything_is_painted(tmp_path):
     for typo in ('drwan', tmp_path/'nobody'):
-        with pytest.raises(UserError, match='is no folder, no file and no name of weights; known names: drawn'):
+        with pytest.raises(UserError, match='no folder, no file and no name of weights; known names: dr'):
             paint_methods(dict(ours='drawn', other=typo), tmp_path, tmp_path, tmp_path/'out')
     assert not (tmp_path/'out').exists()
