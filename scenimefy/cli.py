@@ -609,6 +609,7 @@ def ablate_command(
     "Tables of the paper at toy scale: its methods, or every part removed at a time, over several seeds."
     from scenimefy.ablate import AblateSettings, ablate
     cfg, rows = _chosen(AblateSettings, AblateSettings(), flags), row or ()
+    if table not in (1, 3, 4): raise typer.BadParameter(f'there is no table {table}; choose 1, 3 or 4')
     if photos and table != 1: raise typer.BadParameter('photographs are measured by table 1 only')
     if table == 1:
         from scenimefy.table1 import compare_methods

@@ -417,6 +417,8 @@ def test_table_1_is_measured_on_photographs_too(monkeypatch):
     assert done.exit_code == 0
     assert asked == [(Path('o'), AblateSettings().but(seeds=2), ['CUT'], None, Path('p'), 'cpu')]
     assert run('ablate', '--table', '4', '-o', 'o', '--photos', 'p').exit_code == 2
+    wrong = run('ablate', '--table', '2', '-o', 'o')
+    assert wrong.exit_code == 2 and 'choose 1, 3 or 4' in ' '.join(wrong.output.split())
 
 def test_bake_makes_what_is_named(monkeypatch):
     asked = []
