@@ -433,7 +433,9 @@ def test_bake_makes_what_is_named(monkeypatch):
     assert named.output.split() == [str(Path('o')/f'{n}.safetensors') for n in ('clip', 'drawn')]
     assert everything.exit_code == 0
 
-def test_features_are_inception_unless_others_are_named(monkeypatch):
+def test_features_are_inception_unless_others_are_named(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for folder in ('a', 'b=c'): Path(folder).mkdir()
     asked = []
     def compare(methods, reference, photos, features, out, device, **more):
         asked.append((methods, str(reference), photos, features, out, device))
