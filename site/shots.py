@@ -1,8 +1,10 @@
-"""What a reader sees, as pictures: the finished site at two widths in light and dark, or a notebook in
-JupyterLab whose sliders were moved. Needs `pip install playwright` and a Chromium or Chrome of the system.
+"""What a reader sees, as pictures: the finished site at two widths in light and dark, a notebook in
+JupyterLab whose sliders were moved, or the page of `scenimefy app` with its wipe moved. Needs
+`pip install playwright` and a Chromium or Chrome of the system.
 
     python site/shots.py site -o shots
     python site/shots.py widget nbs/06_losses.ipynb -o shots
+    python site/shots.py app photo.jpg -o shots
 """
 import argparse
 import functools
@@ -210,15 +212,43 @@ def shoot_widgets(notebook, out, steps:int=8, wait:float=300) -> list: # (before
             return shoot_boxes(page, out, notebook.stem, steps, wait)
 
 
+# ---- the app
+
+def shoot_app(photo, out, wait:float=120) -> list: # pictures, one for each width
+    "The page of `scenimefy app` with this photo (None: its example) and the wipe at a third."
+    from scenimefy.app import serving
+    out.mkdir(parents=True, exist_ok=True)
+    made = []
+    with serving() as address, browser() as chromium:
+        for name, (width, height) in SIZES.items():
+            page = chromium.new_page(viewport=dict(width=width, height=height))
+            page.set_default_timeout(wait*1000)
+            page.goto(address)
+            page.wait_for_selector('.wipe')
+            if photo:
+                page.set_input_files('input[type=file]', photo)
+                page.get_by_text('px in').wait_for()
+            box = page.locator('.wipe input').bounding_box()
+            page.mouse.click(box['x'] + box['width']/3, box['y'] + box['height']/2)
+            page.wait_for_timeout(500)
+            made.append(out/f'app-{name}.png')
+            page.screenshot(path=str(made[-1]))
+            page.close()
+    return made
+
+
 if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('what', choices=('site', 'widget'))
-    parser.add_argument('files', nargs='*', help='widget: a notebook; site: pages such as 06_losses#eq-lsgan')
+    parser.add_argument('what', choices=('site', 'widget', 'app'))
+    parser.add_argument('files', nargs='*', help='widget: a notebook; app: a photo, or none; site: pages such as 06_losses#eq-lsgan')
     parser.add_argument('-o', '--out', type=Path, default=ROOT/'_docs'/'shots')
     args = parser.parse_intermixed_args()
     if args.what == 'site':
         faults = shoot_site(ROOT/'_docs'/'html', args.out, args.files or PAGES)
         print(*faults, sep='\n')
         sys.exit(bool(faults))
+    if args.what == 'app':
+        print(*shoot_app(args.files[0] if args.files else None, args.out))
+        sys.exit()
     for file in args.files: print(file, shoot_widgets(Path(file), args.out))
