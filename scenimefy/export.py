@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from . import __version__
@@ -158,16 +157,19 @@ def convert(source,             # a .pth, .pt or .safetensors file, or what else
 # %% ../nbs/10c_export.ipynb #exp-plain
 OPSET = 18   # edition of ONNX's operations
 
-class _OneNorm(nn.Module):
-    "Instance normalization as the one operation that ONNX has for it."
-    def forward(self, x): return F.instance_norm(x)
+class _RowsNorm(nn.Module):
+    "Instance normalization whose means are those of rows, averaged: short sums keep their digits."
+    def forward(self, x): # (N,C,H,W)
+        x = x - x.mean(3, keepdim=True).mean(2, keepdim=True)
+        var = (x*x).mean(3, keepdim=True).mean(2, keepdim=True)
+        return x*torch.rsqrt(var + 1e-5)
 
 def _plain(net:ResnetGenerator) -> nn.Sequential:
     "A copy of the layers of `net`, of nothing but operations that ONNX has."
     layers = copy.deepcopy(net.model).float().cpu().eval().requires_grad_(False)
     for parent in list(layers.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, InstanceNorm): setattr(parent, name, _OneNorm())
+            if isinstance(child, InstanceNorm): setattr(parent, name, _RowsNorm())
     return layers
 
 # %% ../nbs/10c_export.ipynb #exp-about

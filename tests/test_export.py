@@ -405,9 +405,9 @@ def exported(tmp_path_factory):
 
 
 def test_onnx_equals_torch_at_odd_and_large_sizes(exported):
-    sizes = (1, 64, 64), (3, 8, 12), (1, 5, 9), (2, 37, 61), (1, 387, 515)
+    sizes = (1, 64, 64), (3, 8, 12), (1, 5, 9), (2, 37, 61), (1, 387, 515), (1, 1080, 1920)
     gaps = compare_onnx(*exported, sizes)
-    assert list(gaps) == list(sizes) and max(gaps.values()) < 1e-3, gaps
+    assert list(gaps) == list(sizes) and max(gaps.values()) < 1e-4, gaps
 
 
 def test_what_the_onnx_file_says(exported):
