@@ -205,7 +205,8 @@ def write_sources(folder):
         write(folder/f'{name}.ipynb', json.dumps(shown_notebook(name), ensure_ascii=False))
     for name in texts(): write(folder/f'{name}.md', shown_page(name))
     for file, name in (('CHANGELOG.md', 'changes'), ('CONTRIBUTING.md', 'contributing')):
-        write(folder/f'{name}.md', (ROOT/file).read_text(encoding='utf-8'))
+        text = (ROOT/file).read_text(encoding='utf-8')
+        write(folder/f'{name}.md', text.replace('](nbs/', ']('))      # the site begins in nbs/
     api.write_pages(folder/'api')
 
 

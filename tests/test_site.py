@@ -57,6 +57,18 @@ def test_links_lead_to_pages_or_to_the_repository():
     assert book.local_link('teacher/lab1.ipynb', 'labs/index') == f']({git}/nbs/labs/teacher/lab1.ipynb)'
 
 
+def test_links_of_contributing_and_changes_lead_to_pages(tmp_path, monkeypatch):
+    "These two lie outside of nbs/, where the site begins."
+    monkeypatch.setattr(book.api, 'write_pages', lambda folder: None)      # the slow part
+    book.write_sources(tmp_path/'src')
+    linked = 0
+    for name in ('contributing', 'changes'):
+        for target in re.findall(r'\]\((?!https?:)([^)#]+)', (tmp_path/f'src/{name}.md').read_text()):
+            assert (tmp_path/'src'/target).is_file(), f'{name}: {target}'
+            linked += 1
+    assert linked
+
+
 def test_a_notebook_as_the_site_shows_it():
     cells = {cell['id']: cell for cell in book.shown_notebook('06_losses')['cells']}
     assert 'remove-cell' in cells['setup']['metadata']['tags']
