@@ -499,7 +499,8 @@ def bake_command(
     out: Annotated[Path, _folder('For the networks, their logs and scores.', '-o', '--out')],
     names: Annotated[Optional[List[str]], typer.Argument(
         metavar='[NAME...]', show_default=False,
-        help='clip, segmenter, stylegan, stylegan-anime, copy, drawn; all of them if none is named.')] = None,
+        help='clip, segmenter, stylegan, stylegan-anime, toonify, copy, drawn; all of them if none is '
+             'named.')] = None,
     photos: Annotated[Optional[List[Path]], _folder(
         'Real photographs for the translators, beside the drawn ones; name several folders for equal '
         'shares.', '--photos')] = None,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CTSS', 'edge_strength', 'clear_edges', 'smoothed', 'saliency', 'most_salient', 'cut_out', 'stretched',
-           'salient_patches', 'total_variation', 'SaliencySettings', 'saliency_weights', 'SaliencyRun', 'ctss_step']
+           'salient_patches', 'SaliencySettings', 'saliency_weights', 'SaliencyRun', 'ctss_step']
 
 # %% ../nbs/12d_saliency.ipynb #exp-imports
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .baselines import (BaselineRun, BaselineSettings, baseline_weights, color_reconstruction,
-                                 feature_l1, gray)
-from .core import SettingsError, opt, seeded
+                                 feature_l1, gray, seeded_critic, total_variation)
+from .core import SettingsError, opt
 from .losses import lsgan
 from .runs import frozen
 from .semisup import make_optimizers, only
-from .translator import PatchCritic, init_weights
+from .translator import PatchCritic
 
 # %% ../nbs/12d_saliency.ipynb #eq-edges
 def edge_strength(images:Tensor # (B,3,H,W)
@@ -97,12 +97,6 @@ def salient_patches(images:Tensor, # (B,3,H,W) in [-1,1]: one mini-batch
     "What the critic of patches sees of a mini-batch."
     return stretched(cut_out(images, most_salient(saliency(images), side, hop, n), side))
 
-# %% ../nbs/12d_saliency.ipynb #eq-variation
-def total_variation(images:Tensor # (B,C,H,W)
-                   ) -> Tensor:   # ()
-    "Half the mean square of the differences of neighbors, down and across."
-    return .5*(images.diff(dim=2).square().mean() + images.diff(dim=3).square().mean())
-
 # %% ../nbs/12d_saliency.ipynb #exp-settings
 @dataclass(frozen=True)
 class SaliencySettings(BaselineSettings):
@@ -133,11 +127,7 @@ def _side(cfg) -> int: return round(cfg.patch_share*cfg.size)
 
 def _patch_critic(cfg) -> PatchCritic:
     "The critic of patches, a function of the seed."
-    generator = seeded('weights', 'D_s', cfg.seed)
-    with torch.random.fork_rng(devices=[]):  # torch's own initializers read the global generator
-        torch.manual_seed(generator.initial_seed())
-        net = PatchCritic(1, max(1, cfg.ndf//2), cfg.n_layers)
-    if cfg.init == 'xavier': init_weights(net, generator=generator)
+    net = seeded_critic('D_s', 1, max(1, cfg.ndf//2), cfg)
     if _side(cfg) < net.min_side:
         raise SettingsError(f'patches of {_side(cfg)} px are too small for the critic, which needs '
                             f'{net.min_side}; set patch_share or size higher, or n_layers lower')
@@ -176,5 +166,5 @@ def ctss_step(r, batch, w):
         if w['patch']: terms['patch'] = lsgan(r.nets.D_s(made), True)
         if w['content']: terms['content'] = feature_l1(fake, goal, r.tokens)
         if w['color']: terms['color'] = color_reconstruction(fake, goal)
-        if w['tv']: terms['tv'] = total_variation(fake)
+        if w['tv']: terms['tv'] = .5*total_variation(fake)
         return log | r.generator_step(terms, w)

@@ -24,7 +24,7 @@ from .runs import (CheckpointError, RunSettings, TrainingRun, descend, frozen, r
 from .selection import digest
 from .stylegan import Generator, build_stylegan, generator_sizes, load_stylegan, truncate
 from .translator import PatchCritic
-from .weights import WeightsError, misfit, read_weights
+from .weights import PACKAGE, WeightsError, find_weights, misfit, noted, read_weights
 
 # %% ../nbs/12e_toonify.ipynb #exp-side
 def _side(key:str) -> int: # px
@@ -244,30 +244,58 @@ def toonify_step(nets, optims:dict,      # `nets.G`, a `Toonifier`, and `nets.D`
     return {k: v.detach() for k, v in dict(D=wrong, **terms, total=total).items()}
 
 # %% ../nbs/12e_toonify.ipynb #exp-files
-def save_toonify(path, net:Toonifier, half:bool=False, **meta): # meta: texts beside the weights
-    "Write a `Toonifier`, with both of its generators, as safetensors, whole or not at all."
-    kind = torch.float16 if half else torch.float32
-    tensors = {k: v.detach().to('cpu', kind).contiguous() for k, v in net.state_dict().items()}
-    with atomic_path(path) as tmp: save_file(tensors, tmp, metadata=dict(format='scenimefy.toonify', **meta))
+_SIDES = ('source', 'target')
 
-def _generator_in(tensors, name) -> Generator:
+def _learned(state) -> dict: # encoder and fusions
+    return {k: v for k, v in state.items() if k.startswith(('encoder.', 'fusions.'))}
+
+def save_toonify(path, net:Toonifier, half:bool=False,
+                 outside=(), # file names of source and target, beside `path` or in the package; (): inside
+                 **meta):    # texts beside the weights
+    "Write a `Toonifier`, with or without its generators, as safetensors, whole or not at all."
+    kind, state, about = torch.float16 if half else torch.float32, net.state_dict(), dict(meta)
+    if outside: state = _learned(state)
+    for side, file in zip(_SIDES, outside): about[side] = f'{file} {digest(getattr(net, side))}'
+    tensors = {k: v.detach().to('cpu', kind).contiguous() for k, v in state.items()}
+    with atomic_path(path) as tmp: save_file(tensors, tmp, metadata=dict(format='scenimefy.toonify', **about))
+
+# %% ../nbs/12e_toonify.ipynb #exp-generators
+def _inside(tensors, side) -> Generator:
     "One of the two generators in a file."
-    state = {k[len(name) + 1:]: v for k, v in tensors.items() if k.startswith(f'{name}.')}
+    state = {k[len(side) + 1:]: v for k, v in tensors.items() if k.startswith(f'{side}.')}
+    if not state: raise ValueError(f'it neither holds nor names its {side}')
     return build_stylegan(state, Generator)
 
-def _build_toonifier(tensors) -> Toonifier:
-    "A network that holds `tensors`; ValueError says what does not fit."
-    source, target = (_generator_in(tensors, name) for name in ('source', 'target'))
+def _outside(path, side, said) -> Generator:
+    "The generator that the header of a file names: it lies beside the file, or in the package."
+    file, _, wanted = str(said).partition(' ')
+    beside = path.with_name(file)
+    found = beside if beside.exists() else PACKAGE/file
+    G = load_stylegan(found)
+    if digest(G) != wanted:
+        raise WeightsError(f'{path}: its {side} was another generator than {found}; '
+                           f'put its own {file} beside it')
+    return G
+
+# %% ../nbs/12e_toonify.ipynb #exp-load
+def _build_toonifier(path) -> Toonifier:
+    "The network in a file; ValueError says what does not fit."
+    tensors, about = read_weights(path), noted(path)
+    outside = 'source' in about
+    pair = [_outside(path, side, about.get(side)) if outside else _inside(tensors, side) for side in _SIDES]
     blocks = len({k.split('.')[2] for k in tensors if k.startswith('encoder.blocks.')})
-    with torch.random.fork_rng(devices=[]): net = Toonifier(source, target, blocks)
-    if why := misfit(tensors, net.state_dict()): raise ValueError(why)
-    net.load_state_dict({k: v.float() for k, v in tensors.items()})
+    with torch.random.fork_rng(devices=[]): net = Toonifier(*pair, blocks)
+    want = net.state_dict()
+    if why := misfit(tensors, _learned(want) if outside else want): raise ValueError(why)
+    net.load_state_dict(want | {k: v.float() for k, v in tensors.items()})
     return net
 
-def load_toonify(path, device:str='cpu') -> Toonifier: # float32, in eval mode
-    "A `Toonifier` from a file; its sizes are read off the shapes, and every key is checked."
-    found = read_weights(path)
-    try: net = _build_toonifier(found)
+def load_toonify(weights,            # 'toonify' (bundled), or a file of `save_toonify`
+                 device:str='cpu'    # 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'
+                ) -> Toonifier:      # float32, in eval mode
+    "A `Toonifier` from a file or by name; its sizes are read off the shapes, and every key is checked."
+    path = find_weights(weights, 'toonify')
+    try: net = _build_toonifier(path)
     except ValueError as e: raise WeightsError(f'{path}: no file of `save_toonify`: {e}') from None
     return net.eval().to(pick_device(device))
 

@@ -135,6 +135,7 @@ _BUNDLED = {  # {kind: {name: file}}; ours, trained on the drawn world, in the p
     'stylegan': {'tiny': 'stylegan.safetensors', 'tiny-anime': 'stylegan-anime.safetensors'},
     'clip': {'tiny': 'clip.safetensors'},
     'segmenter': {'tiny': 'segmenter.safetensors'},
+    'toonify': {'toonify': 'toonify.safetensors', 'tiny': 'toonify.safetensors'},
 }
 PACKAGE = Path(importlib.resources.files('scenimefy')/'weights')   # where they lie, each with a card
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WHITEBOX', 'box', 'guided_filter', 'surface', 'Pieces', 'superpixels', 'piece_color', 'color_pieces', 'structure',
-           'draw_shift', 'texture', 'total_variation', 'WhiteboxSettings', 'whitebox_weights', 'WhiteboxRun',
-           'whitebox_step', 'whitebox_paint']
+           'draw_shift', 'texture', 'WhiteboxSettings', 'whitebox_weights', 'WhiteboxRun', 'whitebox_step',
+           'whitebox_paint']
 
 # %% ../nbs/12c_whitebox.ipynb #exp-imports
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .baselines import BaselineRun, BaselineSettings, feature_l1, gray
+from .baselines import (BaselineRun, BaselineSettings, feature_l1, gray, seeded_critic,
+                                 total_variation)
 from .brush import gaussian
 from .core import opt, seeded
 from .losses import lsgan
 from .runs import frozen
 from .semisup import make_optimizers, only
-from .translator import PatchCritic, init_weights
 
 # %% ../nbs/12c_whitebox.ipynb #eq-box
 def box(x:Tensor,     # (B,C,H,W)
@@ -145,13 +145,6 @@ def texture(images:Tensor,  # (B,3,H,W) in [-1,1]
     mixture = torch.einsum('c,bchw->bhw', shift.to(images), images)[:, None]
     return (1 - _ALPHA)*mixture + _ALPHA*gray(images)[:, :1]
 
-# %% ../nbs/12c_whitebox.ipynb #eq-tv
-def total_variation(images:Tensor # (B,C,H,W)
-                   ) -> Tensor:   # ()
-    "Mean square of the differences to the right and down."
-    right, down = images[..., 1:] - images[..., :-1], images[..., 1:, :] - images[..., :-1, :]
-    return right.square().mean() + down.square().mean()
-
 # %% ../nbs/12c_whitebox.ipynb #exp-settings
 WHITEBOX = {**only(), 'decay': 'none', 'content': 'tokens', 'lam_content': 1.}   # no term of Stage 3
 
@@ -173,21 +166,12 @@ def whitebox_weights(cfg:WhiteboxSettings, epoch:int) -> dict:
     return {name: v if epoch > cfg.warmup or name == 'content' else 0. for name, v in w.items()}
 
 # %% ../nbs/12c_whitebox.ipynb #exp-run
-def _critic(name, in_ch, cfg):
-    "A critic whose first weights follow from the seed."
-    generator = seeded('weights', name, cfg.seed)
-    with torch.random.fork_rng(devices=[]):          # torch's own initializers read the global generator
-        torch.manual_seed(generator.initial_seed())
-        net = PatchCritic(in_ch, cfg.ndf, cfg.n_layers)
-    if cfg.init == 'xavier': init_weights(net, generator=generator)
-    return net
-
 class WhiteboxRun(BaselineRun):
     "A training on three views of the output."
     def __init__(self, cfg:WhiteboxSettings, photos, anime, pairs, run, device:str='auto', start=None):
         super().__init__(cfg, photos, anime, pairs, run, device, start)
-        self.nets.D_s = _critic('D_s', 3, cfg) if cfg.lam_surface else None
-        self.nets.D_t = _critic('D_t', 1, cfg) if cfg.lam_texture else None
+        self.nets.D_s = seeded_critic('D_s', 3, cfg.ndf, cfg) if cfg.lam_surface else None
+        self.nets.D_t = seeded_critic('D_t', 1, cfg.ndf, cfg) if cfg.lam_texture else None
         self.nets.to(self.device, memory_format=self.layout)
         self.optims = make_optimizers(self.nets, cfg)
 

@@ -15,8 +15,9 @@ from scenimefy.core import SettingsError, UserError
 from scenimefy.priors import load_clip, load_segmenter
 from scenimefy.runs import _read_lines
 from scenimefy.pretrain import PretrainSettings
-from scenimefy.stylegan import load_discriminator, load_stylegan
+from scenimefy.stylegan import load_discriminator, load_stylegan, save_stylegan
 from scenimefy.teachers import clip_scores, segmenter_scores
+from scenimefy.toonify import load_toonify, toonify
 from scenimefy.translator import load_translator
 from scenimefy.weights import PACKAGE
 from scenimefy.painters import render
@@ -27,7 +28,7 @@ LIMIT = 12*2**20
 
 def test_all_is_there_and_small():
     files = [PACKAGE/f'{name}.safetensors' for name in _RECIPES]
-    assert len(files) == 6 and all(f.exists() for f in files)
+    assert len(files) == 7 and all(f.exists() for f in files)
     assert sum(f.stat().st_size for f in PACKAGE.iterdir()) <= LIMIT
     for f in files:
         with safe_open(f, 'pt') as opened:
@@ -73,6 +74,41 @@ def test_translator_helps():
     assert found['output_perceptual'] < found['photo_perceptual']
     with safe_open(PACKAGE/'drawn.safetensors', 'pt') as file: card = json.loads(file.metadata()['scores'])
     assert card['scenes'] == 250 and card['output_l1'] <= .65*card['photo_l1']
+
+
+def test_the_bundled_toonify_is_what_the_recipe_says(tmp_path):
+    "The same settings; and a kitchen of a few steps writes such a file, with scores that can be taken again."
+    with safe_open(PACKAGE/'toonify.safetensors', 'pt') as file: about = file.metadata()
+    assert json.loads(about['settings']) == baking._TOONIFY.but(steps=4000).to_dict()
+    lesson = BakeSettings.preset('lesson')
+    scores = bake(['toonify'], tmp_path, lesson, 'cpu')['toonify']
+    with safe_open(tmp_path/'toonify.safetensors', 'pt') as file: made = file.metadata()
+    assert json.loads(made['settings']) == baking._TOONIFY.but(steps=2).to_dict() and made['step'] == '2'
+    assert made.keys() == about.keys() and json.loads(made['scores']) == scores
+    assert all(made[side] == about[side] for side in ('source', 'target'))
+    folders = tmp_path/'work'/'toonify', tmp_path
+    run, net = (load_toonify(folder/'toonify.safetensors') for folder in folders)
+    photo = render(range(HELD_OUT, HELD_OUT + 6), 64, 'photo')
+    assert (toonify(run, photo) - toonify(net, photo)).abs().max() < .02                      # float16
+    domain = render(scenes(range(HELD_OUT, HELD_OUT + 6), 'photo'), 64, 'photo')
+    want = (toonify(run, domain, 0.) - domain).abs().mean().item()
+    truth = render(range(HELD_OUT, HELD_OUT + 6), 64, 'anime')
+    error = (toonify(run, photo) - truth).abs().mean().item()
+    assert scores['again_l1'] == round(want, 4) and abs(scores['output_l1'] - error) < 1e-4
+
+
+def test_toonify_learns_for_the_generators_of_its_kitchen(tmp_path):
+    "The anime twin of this kitchen is another: the file names it, opens beside it, and not without it."
+    G = load_stylegan('tiny-anime')
+    G.conv1.conv.weight.data += .01
+    save_stylegan(tmp_path/'stylegan-anime.safetensors', dict(g_ema=G.state_dict()), half=True)
+    bake(['toonify'], tmp_path, BakeSettings.preset('lesson'), 'cpu')
+    made = load_toonify(tmp_path/'toonify.safetensors')
+    own = load_stylegan(tmp_path/'stylegan-anime.safetensors')
+    assert made.target.conv1.conv.weight.equal(own.conv1.conv.weight)
+    (tmp_path/'stylegan-anime.safetensors').unlink()
+    with pytest.raises(UserError, match='its target was another'):
+        load_toonify(tmp_path/'toonify.safetensors')
 
 
 def calm(**changed): return dict(edges=.8, flat=.6, halo=.1) | changed

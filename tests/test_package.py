@@ -31,7 +31,7 @@ def test_wheel_holds_what_is_needed_and_nothing_else(wheel):
     assert weights == {n.split('/')[-1] for n in names if n.startswith('scenimefy/weights/')}
     tables = {p.relative_to(ROOT).as_posix() for p in (ROOT/'scenimefy'/'results').rglob('*.*')}
     assert len(tables) > 20 and tables <= set(names)
-    ours = 'clip', 'segmenter', 'stylegan', 'stylegan-anime', 'copy', 'drawn'
+    ours = 'clip', 'segmenter', 'stylegan', 'stylegan-anime', 'toonify', 'copy', 'drawn'
     bundled = {f'{name}.safetensors' for name in ours}
     files = (ROOT/'scenimefy'/'weights').glob('*.safetensors')
     assert bundled <= weights and sum(p.stat().st_size for p in files) <= 12e6

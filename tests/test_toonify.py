@@ -5,15 +5,18 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from scenimefy.core import SettingsError, seeded
+from scenimefy.painters import render
 from scenimefy.priors import load_perceptual
 from scenimefy.runs import CheckpointError
-from scenimefy.stylegan import Generator, save_stylegan
+from scenimefy.stylegan import Generator, load_stylegan, save_stylegan
 from scenimefy.toonify import (Fusion, Toonifier, ToonifyRun, ToonifySettings, blend, brush, draw_degree,
                                draw_pair, layout, load_toonify, save_toonify, toonify, train_toonify)
-from scenimefy.weights import WeightsError
+from scenimefy.weights import PACKAGE, WeightsError
+from scenimefy.world import HELD_OUT
 
 SMALL = ToonifySettings(steps=4, batch=2, blocks=1, ndf=4, log_every=1, sample_every=4, save_every=2)
 PLAN = {4: 6, 8: 5, 16: 4, 32: 3, 64: 2}
@@ -311,3 +314,73 @@ def test_files_that_are_refused(tmp_path):
         with pytest.raises(WeightsError, match='no file of `save_toonify`'): load_toonify(path)
     path.write_bytes(b'<html>')
     with pytest.raises(WeightsError): load_toonify(path)
+
+
+OUTSIDE = 'source.safetensors', 'target.safetensors'
+
+
+def test_generators_may_stay_outside(files, tmp_path):
+    "The file holds what learns and nothing else, and paints the same where the three files lie together."
+    net = load_toonify(train_toonify(SMALL, *files, tmp_path/'run', device='cpu'))
+    x = picture('out', 1, 3, 16, 24)
+    path = files[0].with_name('light.safetensors')
+    save_toonify(path, net, outside=OUTSIDE, step='4')
+    with safe_open(path, 'pt') as f: names, about = set(f.keys()), f.metadata()
+    assert names == {k for k, _ in net.named_parameters() if not k.startswith(('source.', 'target.'))}
+    assert about['source'].split()[0] == 'source.safetensors' and about['step'] == '4'
+    for d in (0., .4, 1.): assert toonify(load_toonify(path), x, d).equal(toonify(net, x, d))
+
+
+def test_other_generators_are_refused(files, tmp_path):
+    "One weight of one generator is another, or the two are exchanged, or one is missing."
+    net = load_toonify(train_toonify(SMALL, *files, tmp_path/'run', device='cpu'))
+    for name, state in (('source', net.source), ('target', net.target)):
+        save_stylegan(tmp_path/f'{name}.safetensors', dict(g_ema=state.state_dict()))
+    path = tmp_path/'light.safetensors'
+    save_toonify(path, net, outside=OUTSIDE)
+    load_toonify(path)
+    for name in ('source', 'target'):
+        G = copy.deepcopy(getattr(net, name))
+        before = (tmp_path/f'{name}.safetensors').read_bytes()
+        G.conv1.conv.weight.view(-1)[0] += 1e-3
+        save_stylegan(tmp_path/f'{name}.safetensors', dict(g_ema=G.state_dict()))
+        with pytest.raises(WeightsError, match=f'its {name} was another generator'): load_toonify(path)
+        (tmp_path/f'{name}.safetensors').write_bytes(before)
+    save_toonify(path, net, outside=OUTSIDE[::-1])
+    with pytest.raises(WeightsError, match='its source was another generator'): load_toonify(path)
+    save_toonify(path, net, outside=('gone.safetensors', 'target.safetensors'))
+    with pytest.raises(WeightsError, match='gone.safetensors'): load_toonify(path)
+
+
+def test_light_files_that_are_refused(files):
+    "A part too few, a part too many, a path in place of a name, one generator named and one not."
+    net = Toonifier(*(load_stylegan(file) for file in files), 1)
+    path = files[0].with_name('light.safetensors')
+    save_toonify(path, net, outside=OUTSIDE)
+    good = load_file(path)
+    with safe_open(path, 'pt') as f: about = f.metadata()
+    def refused(tensors, said, why='.'):
+        save_file(tensors, path, said)
+        with pytest.raises(WeightsError, match=why): load_toonify(path)
+    refused({k: v for k, v in good.items() if k != 'encoder.entry.bias'}, about, 'is missing')
+    refused(good | {'mean_w': net.mean_w}, about, 'does not belong')
+    for wrong in ('../' + about['source'], '', '[1]'): refused(good, about | {'source': wrong})
+    refused(good, {k: v for k, v in about.items() if k != 'target'})
+    refused(good, {'format': about['format']}, 'neither holds nor names its source')
+
+
+def test_the_bundled_network_keeps_the_photo_and_comes_near_to_anime(tmp_path):
+    "On scenes that nothing was trained on; its generators are found in the package, wherever it lies."
+    file = tmp_path/'mine.safetensors'
+    file.write_bytes((PACKAGE/'toonify.safetensors').read_bytes())
+    net, other = load_toonify('toonify'), load_toonify(file)
+    photo, anime = (render(range(HELD_OUT + 900, HELD_OUT + 924), 64, style) for style in ('photo', 'anime'))
+    def l1(a, b): return (a - b).abs().mean().item()
+    made = [toonify(net, photo, d) for d in (0., .25, .5, .75, 1.)]
+    assert toonify(other, photo).equal(made[-1])
+    away, error = ([l1(x, ref) for x in made] for ref in (photo, anime))
+    assert away == sorted(away) and away[0] < .025
+    assert error == sorted(error, reverse=True) and error[-1] < .65*l1(photo, anime)
+    for G, name in ((net.source, 'tiny'), (net.target, 'tiny-anime')):
+        own = G.state_dict()
+        assert all(own[key].equal(v) for key, v in load_stylegan(name).state_dict().items()), name

@@ -392,7 +392,8 @@ def test_two_programs_in_one_file(tmp_path):
 
 
 def test_names_belong_to_a_kind():
-    files = dict(translator='drawn', stylegan='stylegan', clip='clip', segmenter='segmenter')
+    files = dict(translator='drawn', stylegan='stylegan', clip='clip', segmenter='segmenter',
+                 toonify='toonify')
     assert {kind: find_weights('tiny', kind).stem for kind in W._BUNDLED} == files
     assert find_weights('tiny', 'clip').parent == W.PACKAGE
     with pytest.MonkeyPatch.context() as m:

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import scenimefy.whitebox as W
+from scenimefy.baselines import total_variation
 from scenimefy.core import SettingsError, seeded
 from scenimefy.painters import write_world
 from scenimefy.runs import checkpoints, read_checkpoint, run_training
 from scenimefy.translator import give_tone, load_translator, map_colors
 from scenimefy.whitebox import (WHITEBOX, Pieces, WhiteboxRun, WhiteboxSettings, box, color_pieces,
                                 draw_shift, guided_filter, piece_color, structure, superpixels, surface,
-                                texture, total_variation, whitebox_paint, whitebox_step, whitebox_weights)
+                                texture, whitebox_paint, whitebox_step, whitebox_weights)
 from tape import Tape
 
 SMALL = WhiteboxSettings.preset('tiny').but(
@@ -103,7 +104,6 @@ def test_gradients_against_finite_differences():
     guide, x = (noise(k, 1, 2, 5, 4, dtype=torch.double).requires_grad_() for k in ('g', 'x'))
     assert torch.autograd.gradcheck(lambda g, p: guided_filter(g, p, 1, .1), (guide, x))
     assert torch.autograd.gradcheck(surface, (x,))
-    assert torch.autograd.gradcheck(total_variation, (x,))
 
 
 # ---- pieces
@@ -241,15 +241,6 @@ def test_shifts_fill_their_range_and_follow_their_keys():
     assert correlated.abs().max() < .1
     assert not torch.equal(draw_shift(0, 1, 0), draw_shift(1, 1, 0))
     assert not torch.equal(draw_shift(0, 1, 0), draw_shift(0, 1, 1))
-
-
-def test_variation_against_loops():
-    x = noise('tv', 2, 3, 4, 5)
-    right = [(x[b, c, i, j + 1] - x[b, c, i, j])**2 for b in range(2) for c in range(3) for i in range(4)
-             for j in range(4)]
-    down = [(x[b, c, i + 1, j] - x[b, c, i, j])**2 for b in range(2) for c in range(3) for i in range(3)
-            for j in range(5)]
-    assert torch.isclose(total_variation(x), sum(right)/len(right) + sum(down)/len(down))
 
 
 # ---- the training
