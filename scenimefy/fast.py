@@ -333,11 +333,11 @@ class _Walk:
         self.like, self.n_blocks = next(net.parameters()).detach(), net.n_blocks
         self.plan, self.tick, self.least, self.room = plan, tick, _LEAST[plan], Room()
 
-    def layer(self, source, mirror, kept): # an `Active`
+    def layer(self, source, mirror, kept, least=None): # an `Active`
         "The next convolution with its normalization; `kept` names the place of its raw numbers, or is ''."
         conv = Conv(source, next(self.kernels), mirror)
         keep = self.room.floats(self.like, kept, conv.h, conv.w, conv.c) if kept else None
-        norm = _measure(conv, self.least, self.tick, keep)
+        norm = _measure(conv, least or self.least, self.tick, keep)
         return Active(Kept(keep) if kept else conv, (conv.h, conv.w, conv.c), *norm)
 
     def whole(self, source, name): # (H,W,C)
@@ -370,7 +370,8 @@ def _blocks(walk, x): # a `Sum`
 # %% ../nbs/04b_fast.ipynb #exp-decode
 def _decode(walk, source, out): # `out`: (3,H,W)
     "From the middle to the scene."
-    source = walk.layer(Up(source), False, '' if walk.plan == 'quarter' else 'B')
+    # low strips, while both maps of the blocks live: no convolution below is computed again
+    source = walk.layer(Up(source), False, '' if walk.plan == 'quarter' else 'B', least=4)
     source = walk.layer(Up(source), False, 'A' if walk.plan == 'all' else '')
     last = Conv(source, next(walk.kernels), True)
     for a, b in _strips(last.h, last.w, source.c, walk.least):
