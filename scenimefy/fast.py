@@ -9,7 +9,7 @@ __all__ = ['PLANS', 'center_of', 'Room', 'Moments', 'DirectConv', 'WideConv', 'q
            'learn_quickly', 'trial', 'quickest_way']
 
 # %% ../nbs/04b_fast.ipynb #exp-imports
-import functools, re, time
+import ctypes, functools, re, time
 from pathlib import Path
 
 import numpy as np
@@ -66,9 +66,10 @@ class Moments:
 class DirectConv:
     "A convolution over a padded strip, as PyTorch does it, without bias."
     block = (1, 1)    # results come in blocks of so many rows and columns
-    def __init__(self, conv):
+    def __init__(self, conv, turned=False):    # `turned`: for pictures with rows and columns exchanged
         self.side, self.channels = conv.kernel_size[0], conv.out_channels
-        self.weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
+        taps = conv.weight.detach()
+        self.weight = (taps.mT if turned else taps).contiguous(memory_format=torch.channels_last)
 
     def __call__(self, strip,   # (h+side-1, w+side-1, C)
                  h, w, out=None # (h,w,channels) to write into
@@ -80,8 +81,9 @@ class DirectConv:
 class WideConv:
     "A 7×7 convolution to few channels: five neighbors are computed as channels of one pixel."
     block, side = (1, 5), 7
-    def __init__(self, conv):
+    def __init__(self, conv, turned=False):
         taps = conv.weight.detach()
+        if turned: taps = taps.mT
         self.channels = n = conv.out_channels
         weight = taps.new_zeros(5*n, taps.shape[1], 7, 11)
         for i in range(5): weight[i*n:(i+1)*n, :, :, i:i+7] = taps
@@ -152,12 +154,18 @@ def _is_cpu_float(net):
     return weight.device.type == 'cpu' and weight.dtype == torch.float32
 
 # %% ../nbs/04b_fast.ipynb #exp-kernels
-def _kernels(net): # one for each convolution, in their order
-    "The ways to compute the convolutions of `net` over strips."
-    room, quick = Room(), getattr(net, 'quick', {}) if _is_cpu_float(net) else {}
+def _turned(weight): # (36,in_channels,out_channels)
+    "What `quick_weight` would make of taps whose rows and columns are exchanged."
+    return weight.unflatten(0, (6, 6)).transpose(0, 1).flatten(0, 1)
+
+def _kernels(net, turned, room): # one for each convolution, in their order
+    "The ways to compute the convolutions of `net` over strips; each is made when it is asked for."
+    quick = getattr(net, 'quick', {}) if _is_cpu_float(net) else {}
     *inner, (_, last) = [(name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d)]
-    ways = [QuickConv(m, quick[name], room) if name in quick else DirectConv(m) for name, m in inner]
-    return ways + [WideConv(last)]
+    for name, m in inner:
+        if name not in quick: yield DirectConv(m, turned)
+        else: yield QuickConv(m, _turned(quick[name]) if turned else quick[name], room)
+    yield WideConv(last, turned)
 
 # %% ../nbs/04b_fast.ipynb #exp-photo
 class Photo:
@@ -273,9 +281,10 @@ class Sum:
         self.h, self.w, self.c = x.shape
 
     def into(self, a, b, out):
-        new = slice(self.done, max(b, self.done))
-        self.x[new].addcmul_(self.y[new], self.scale).add_(self.shift)
-        self.done = new.stop
+        if b > self.done:
+            self.x[self.done:b].addcmul_(self.y[self.done:b], self.scale).add_(self.shift)
+            self.done = b
+        if self.done == self.h: self.y = None      # all of it is in x now
         out.copy_(self.x[a:b])
 
 # %% ../nbs/04b_fast.ipynb #exp-measure
@@ -304,26 +313,31 @@ def _measure(conv, least, tick, keep=None): # `keep`: (H,W,C), where the raw num
 PLANS = dict(all=3.5, half=1., quarter=.5)  # maps of `ngf` floats per pixel that live at once
 
 def strip_memory(h:int, w:int, ngf:int=64, plan:str='quarter') -> int: # bytes
-    "About what `strip_pass` takes for an (h,w) picture, its photo and scene included."
-    pictures, strips = 24*h*w, 4*ngf*w*_STRIP_ROWS
-    return int(4*ngf*h*w*PLANS[plan]) + pictures + strips
+    "About what `strip_pass` takes for an (h,w) picture, its scene included; its photo is there before."
+    one, side = 4*ngf*h*w, w if plan == 'all' else min(h, w)      # `one`: a map
+    maps, row = int(one*PLANS[plan]), 4*ngf*side
+    blocks = maps + row*_BLOCK_ROWS
+    decoder = maps - one//4 + 12*h*w + row*_STRIP_ROWS            # a map of the blocks is free by then
+    return max(blocks, decoder) + _BESIDES
 
-_STRIP_ROWS = 560        # rows of `ngf` floats in all strips that live at once: measured
+_STRIP_ROWS, _BLOCK_ROWS = 700, 150   # rows of `ngf` floats in strips that live at once: measured
+_BESIDES = 50_000_000    # code that is loaded by its first use, and pieces that lie free: measured
 _LEAST = dict(all=4, half=16, quarter=16)   # rows of a strip; higher where neighbors' rows are computed again
 
 # %% ../nbs/04b_fast.ipynb #exp-walk
 class _Walk:
     "One picture on its way through the network."
-    def __init__(self, net, plan, tick): # `tick` is told the share of a pass that is done
-        self.kernels = iter(_kernels(net))
+    def __init__(self, net, plan, turned, tick): # `tick` is told the share of a pass that is done
+        self.tiles = Room()                                # of all kernels
+        self.kernels = _kernels(net, turned, self.tiles)
         self.like, self.n_blocks = next(net.parameters()).detach(), net.n_blocks
         self.plan, self.tick, self.least, self.room = plan, tick, _LEAST[plan], Room()
 
-    def layer(self, source, mirror, kept): # an `Active`
+    def layer(self, source, mirror, kept, least=None): # an `Active`
         "The next convolution with its normalization; `kept` names the place of its raw numbers, or is ''."
         conv = Conv(source, next(self.kernels), mirror)
         keep = self.room.floats(self.like, kept, conv.h, conv.w, conv.c) if kept else None
-        norm = _measure(conv, self.least, self.tick, keep)
+        norm = _measure(conv, least or self.least, self.tick, keep)
         return Active(Kept(keep) if kept else conv, (conv.h, conv.w, conv.c), *norm)
 
     def whole(self, source, name): # (H,W,C)
@@ -344,7 +358,7 @@ def _encode(walk, photo): # (H/4,W/4,4·ngf)
 # %% ../nbs/04b_fast.ipynb #exp-blocks
 def _blocks(walk, x): # a `Sum`
     "The residual blocks, over `x` and one more map, which is one row higher."
-    source, y = Photo(x), walk.room.floats(x, 'y', len(x) + 1, *x.shape[1:])
+    source, y = Photo(x), Room().floats(x, 'y', len(x) + 1, *x.shape[1:])
     for _ in range(walk.n_blocks):
         low, high = y[1:], y[:-1]                        # the second is written over the first
         conv = Conv(source, next(walk.kernels), True)
@@ -356,12 +370,18 @@ def _blocks(walk, x): # a `Sum`
 # %% ../nbs/04b_fast.ipynb #exp-decode
 def _decode(walk, source, out): # `out`: (3,H,W)
     "From the middle to the scene."
-    source = walk.layer(Up(source), False, '' if walk.plan == 'quarter' else 'B')
+    # low strips, while both maps of the blocks live: no convolution below is computed again
+    source = walk.layer(Up(source), False, '' if walk.plan == 'quarter' else 'B', least=4)
     source = walk.layer(Up(source), False, 'A' if walk.plan == 'all' else '')
     last = Conv(source, next(walk.kernels), True)
     for a, b in _strips(last.h, last.w, source.c, walk.least):
         torch.tanh(last.rows(a, b).permute(2, 0, 1), out=out[:, a:b])
         walk.tick((b - a)/last.h)
+
+# %% ../nbs/04b_fast.ipynb #exp-give-back
+def _give_back(): # glibc keeps what lies free between pieces in use; here the system gets it back
+    try: ctypes.CDLL('libc.so.6').malloc_trim(0)
+    except (OSError, AttributeError): pass
 
 # %% ../nbs/04b_fast.ipynb #exp-strip-pass
 class _Ticker:
@@ -383,10 +403,16 @@ def strip_pass(net:ResnetGenerator,
     out = x.new_empty(len(x), net.out_ch, h, w)
     torch.empty(30_000_000, dtype=torch.uint8)   # glibc keeps freed pieces up to the largest freed before
     tick = _Ticker(len(x)*(2*net.n_blocks + 6), progress)
-    for photo, scene in zip(x, out):
-        walk = _Walk(net, plan, tick)
-        middle = _blocks(walk, _encode(walk, Photo(photo.permute(1, 2, 0))))
+    turned = w > h and plan != 'all'             # a wide picture has wide strips; turned, it has short ones
+    for photo, scene in zip(*((x.mT, out.mT) if turned else (x, out))):
+        walk = _Walk(net, plan, turned, tick)
+        middle = _encode(walk, Photo(photo.permute(1, 2, 0)))
+        if plan != 'all':                        # the blocks need most memory, and little of this
+            walk.tiles.pieces.clear()
+            _give_back()
+        middle = _blocks(walk, middle)
         _decode(walk, middle, scene)
+        del walk, middle                         # before the maps of the next picture are made
     return out
 
 # %% ../nbs/04b_fast.ipynb #exp-untouched
@@ -446,6 +472,7 @@ def memory_free(device) -> 'int | None': # bytes, None where we cannot tell
 
 # %% ../nbs/04b_fast.ipynb #exp-resident
 def _resident(): # bytes of this process in memory; Linux says it, elsewhere an estimate
+    _give_back()
     try: return int(Path('/proc/self/statm').read_text().split()[1])*4096
     except (OSError, IndexError): return 400_000_000
 
@@ -461,15 +488,15 @@ def choose_plan(net, # `ResnetGenerator`
                 batch:int=1):        # pictures at once
     "None for one piece, else a plan of `PLANS`; `UserError` if no plan fits."
     weight = next(net.parameters())
-    room, held = memory_free(weight.device), _resident() if weight.device.type == 'cpu' else 0
-    rest = 'are free'
-    if max_memory is not None and (room is None or max_memory - held < room):
-        room, rest = max_memory - held, f'are left of the {max_memory/1e9:.1f} GB that it may hold in all'
+    room, rest = memory_free(weight.device), 'are free'
+    left = None if max_memory is None else max_memory - (_resident() if weight.device.type == 'cpu' else 0)
+    if left is not None and (room is None or left < room):
+        room, rest = left, f'are left of the {max_memory/1e9:.1f} GB that it may hold in all'
     need = batch*memory_needed(h, w, net.ngf, weight.element_size()*8)
     strips = is_untouched(net)
     if not (strips and _is_cpu_float(net)) and (room is None or need <= room): return None
     for plan in PLANS if strips else ():
-        need = strip_memory(h, w, net.ngf, plan) + 24*h*w*(batch - 1)
+        need = strip_memory(h, w, net.ngf, plan) + 12*h*w*(batch - 1)
         if room is None or need <= room: return plan
     raise UserError(f'a {w}×{h} picture needs about {need/1e9:.1f} GB of memory on {weight.device}, beside '
                     f'what the program holds already, and {max(room, 0)/1e9:.1f} GB {rest}; make it smaller, '

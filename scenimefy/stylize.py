@@ -64,9 +64,9 @@ def translate(net:nn.Module,       # a `ResnetGenerator`
     check_images(x, 'photos')
     weight = next(net.parameters())
     h, w = x.shape[-2:]
-    plan = _plan(net, h, w, max_memory, len(x))
     with torch.inference_mode():
         x = pad_to_fit(x.to(weight.device, weight.dtype))
+        plan = _plan(net, h, w, max_memory, len(x))           # the photo takes its memory already
         if plan: return strip_pass(net, x, plan, progress)[..., :h, :w].float()   # tanh ends in [-1,1]
         return net(x.contiguous(memory_format=torch.channels_last))[..., :h, :w].float().clamp(-1, 1)
 
@@ -511,6 +511,7 @@ def _how_many(painter, size) -> int:
 def _paint(painter, jobs):
     "Paint pictures of one size in one pass."
     x, mask = to_model([job.picture for job in jobs]), None
+    if len(jobs) == 1: jobs[0].picture = None       # x holds it
     if jobs[0].mask:
         mask = torch.cat([read_mask(job.mask, *x.shape[2:], painter.settings.feather) for job in jobs])
     for job, scene in zip(jobs, painter.batch(x, mask)):

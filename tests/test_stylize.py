@@ -873,3 +873,19 @@ def test_a_steady_film(net, tmp_path):
     frames = [photo(20, 24, seed=i) for i in range(4)]
     frames[0].save(tmp_path/'a.webp', save_all=True, append_images=frames[1:], duration=80)
     assert Stylizer(net, smooth=True)(tmp_path/'a.webp', tmp_path/'b.webp').ok
+
+
+def test_a_photo_is_held_once_while_it_is_painted(monkeypatch):
+    "The picture is let go when its numbers are there, and a plan is chosen behind all copies."
+    painter, seen, plan, grow = S._Album('drawn', 'cpu'), [], S._plan, S.pad_to_fit
+    job = S._Job(None, None, picture=Image.new('RGB', (21, 18), 'teal'))
+    def planned(*args):
+        seen.append(('plan', job.picture))
+        return plan(*args)
+    def grown(x):
+        seen.append('grown')
+        return grow(x)
+    monkeypatch.setattr(S, '_plan', planned)
+    monkeypatch.setattr(S, 'pad_to_fit', grown)
+    S._paint(painter, [job])
+    assert seen == ['grown', ('plan', None)] and job.scene.size == (21, 18)
