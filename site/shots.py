@@ -241,7 +241,8 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', choices=('site', 'widget', 'app'))
-    parser.add_argument('files', nargs='*', help='widget: a notebook; app: a photo, or none; site: pages such as 06_losses#eq-lsgan')
+    parser.add_argument('files', nargs='*', help='widget: a notebook; app: a photo, or none; site: pages '
+                        'such as 06_losses#eq-lsgan')
     parser.add_argument('-o', '--out', type=Path, default=ROOT/'_docs'/'shots')
     args = parser.parse_intermixed_args()
     if args.what == 'site':
