@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'STEPS', 'to_lab', 'from_lab', 'color_statistics', 'color_transfer', 'BaselineSettings', 'baseline_weights',
            'BaselineRun', 'pix2pix_step', 'cut_step', 'gray', 'blur', 'smooth_edges', 'feature_l1', 'cartoon_step',
-           'gram', 'gray_style', 'yuv', 'color_reconstruction', 'anime_step', 'total_variation', 'seeded_critic']
+           'gram', 'gray_style', 'yuv', 'color_reconstruction', 'anime_step', 'total_variation']
 
 # %% ../nbs/12b_baselines.ipynb #exp-imports
 import functools, math
@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import SettingsError, opt, seeded
+from .core import SettingsError, opt
 from .losses import lsgan, patch_nce
 from .priors import load_clip
 from .runs import descend, frozen
 from .semisup import Run, SemisupSettings, draw_ids, only, over_taps, term_weights
-from .translator import PatchCritic, give_tone, init_weights, map_colors
+from .translator import give_tone, map_colors
 
 # %% ../nbs/12b_baselines.ipynb #eq-lab
 # what three kinds of cones receive
@@ -246,17 +246,3 @@ def total_variation(images:Tensor # (B,C,H,W)
     "Mean square of the differences to the right and down."
     right, down = images[..., 1:] - images[..., :-1], images[..., 1:, :] - images[..., :-1, :]
     return right.square().mean() + down.square().mean()
-
-# %% ../nbs/12b_baselines.ipynb #exp-critic
-def seeded_critic(name:str,   # under which the run knows it
-                  in_ch:int,  # channels of what it sees
-                  ndf:int,    # width of its first layer
-                  cfg         # `seed`, `n_layers` and `init`
-                 ) -> PatchCritic:
-    "A critic whose first weights follow from its name and the seed."
-    generator = seeded('weights', name, cfg.seed)
-    with torch.random.fork_rng(devices=[]):          # torch's own initializers read the global generator
-        torch.manual_seed(generator.initial_seed())
-        net = PatchCritic(in_ch, ndf, cfg.n_layers)
-    if cfg.init == 'xavier': init_weights(net, generator=generator)
-    return net

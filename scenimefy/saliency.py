@@ -8,17 +8,18 @@ __all__ = ['CTSS', 'edge_strength', 'clear_edges', 'smoothed', 'saliency', 'most
 
 # %% ../nbs/12d_saliency.ipynb #exp-imports
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .baselines import (BaselineRun, BaselineSettings, baseline_weights, color_reconstruction,
-                                 feature_l1, gray, seeded_critic, total_variation)
+                                 feature_l1, gray, total_variation)
 from .core import SettingsError, opt
 from .losses import lsgan
 from .runs import frozen
-from .semisup import make_optimizers, only
+from .semisup import make_optimizers, only, seeded_net
 from .translator import PatchCritic
 
 # %% ../nbs/12d_saliency.ipynb #eq-edges
@@ -127,7 +128,7 @@ def _side(cfg) -> int: return round(cfg.patch_share*cfg.size)
 
 def _patch_critic(cfg) -> PatchCritic:
     "The critic of patches, a function of the seed."
-    net = seeded_critic('D_s', 1, max(1, cfg.ndf//2), cfg)
+    net = seeded_net('D_s', cfg, partial(PatchCritic, 1, max(1, cfg.ndf//2), cfg.n_layers))
     if _side(cfg) < net.min_side:
         raise SettingsError(f'patches of {_side(cfg)} px are too small for the critic, which needs '
                             f'{net.min_side}; set patch_share or size higher, or n_layers lower')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BRANCHES', 'TERMS', 'Term', 'over_taps', 'load_content', 'only', 'without_branch', 'SemisupSettings', 'term_weights',
-           'Networks', 'make_optimizers', 'lr_factor', 'draw_ids', 'View', 'plain_step', 'OnePass', 'FastView',
-           'fast_step', 'settle_way', 'sample_sheet', 'fit_palette', 'Run', 'train']
+           'seeded_net', 'Networks', 'make_optimizers', 'lr_factor', 'draw_ids', 'View', 'plain_step', 'OnePass',
+           'FastView', 'fast_step', 'settle_way', 'sample_sheet', 'fit_palette', 'Run', 'train']
 
 # %% ../nbs/09_semisup.ipynb #exp-imports
 import contextlib, dataclasses, functools, json
@@ -216,6 +216,20 @@ def _make(name:str, cfg) -> nn.Module:
     if name == 'D_p': return PatchCritic(6, cfg.ndf, cfg.n_layers)
     return PatchHeads(tap_channels(cfg.ngf), cfg.head_dim)            # F and F_s
 
+# %% ../nbs/09_semisup.ipynb #exp-seeded
+def seeded_net(name:str,     # under which the run knows it
+               cfg,          # `seed` and `init`
+               make:Callable # () → the network
+              ) -> nn.Module:
+    "A network whose first weights follow from its name and the seed."
+    generator = seeded('weights', name, cfg.seed)
+    with torch.random.fork_rng(devices=[]):  # torch's own initializers read the global generator
+        torch.manual_seed(generator.initial_seed())
+        net = make()
+    if cfg.init == 'xavier': init_weights(net, generator=generator)
+    return net
+
+# %% ../nbs/09_semisup.ipynb #exp-networks
 class Networks(nn.Module):
     "The translator, the critics and the heads that the terms of `cfg` need; what none needs is None."
     def __init__(self, cfg:SemisupSettings):
@@ -223,14 +237,7 @@ class Networks(nn.Module):
         w = term_weights(cfg, 1)
         needed = {'G', *(name for t in TERMS if w[t.name] for name in t.nets)}
         for name in ('G', 'D', 'D_p', 'F', 'F_s'):
-            if name not in needed:
-                setattr(self, name, None)
-                continue
-            generator = seeded('weights', name, cfg.seed)
-            with torch.random.fork_rng(devices=[]):  # torch's own initializers read the global generator
-                torch.manual_seed(generator.initial_seed())
-                net = _make(name, cfg)
-            if cfg.init == 'xavier': init_weights(net, generator=generator)
+            net = seeded_net(name, cfg, functools.partial(_make, name, cfg)) if name in needed else None
             setattr(self, name, net)
         # a buffer travels with checkpoints; this one changes no color, `Run` fits the style's
         self.register_buffer('palette', None if cfg.tone == 'own' else torch.eye(3, 4))

@@ -9,19 +9,20 @@ __all__ = ['WHITEBOX', 'box', 'guided_filter', 'surface', 'Pieces', 'superpixels
 
 # %% ../nbs/12c_whitebox.ipynb #exp-imports
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .baselines import (BaselineRun, BaselineSettings, feature_l1, gray, seeded_critic,
-                                 total_variation)
+from .baselines import (BaselineRun, BaselineSettings, feature_l1, gray, total_variation)
 from .brush import gaussian
 from .core import opt, seeded
 from .losses import lsgan
 from .runs import frozen
-from .semisup import make_optimizers, only
+from .semisup import make_optimizers, only, seeded_net
+from .translator import PatchCritic
 
 # %% ../nbs/12c_whitebox.ipynb #eq-box
 def box(x:Tensor,     # (B,C,H,W)
@@ -170,8 +171,10 @@ class WhiteboxRun(BaselineRun):
     "A training on three views of the output."
     def __init__(self, cfg:WhiteboxSettings, photos, anime, pairs, run, device:str='auto', start=None):
         super().__init__(cfg, photos, anime, pairs, run, device, start)
-        self.nets.D_s = seeded_critic('D_s', 3, cfg.ndf, cfg) if cfg.lam_surface else None
-        self.nets.D_t = seeded_critic('D_t', 1, cfg.ndf, cfg) if cfg.lam_texture else None
+        def critic(name, in_ch):
+            return seeded_net(name, cfg, partial(PatchCritic, in_ch, cfg.ndf, cfg.n_layers))
+        self.nets.D_s = critic('D_s', 3) if cfg.lam_surface else None
+        self.nets.D_t = critic('D_t', 1) if cfg.lam_texture else None
         self.nets.to(self.device, memory_format=self.layout)
         self.optims = make_optimizers(self.nets, cfg)
 

@@ -17,8 +17,8 @@ from scenimefy.losses import color_blocks
 from scenimefy.runs import CheckpointError, Diverged, checkpoints, read_history
 from scenimefy.weights import WeightsError
 from scenimefy.semisup import (Networks, SemisupSettings, draw_ids, fast_step, load_content, make_optimizers,
-                               only, plain_step, settle_way, term_weights, train, without_branch)
-from scenimefy.translator import TAPS, ResnetGenerator
+                               only, plain_step, seeded_net, settle_way, term_weights, train, without_branch)
+from scenimefy.translator import TAPS, PatchCritic, ResnetGenerator
 
 TOY = SemisupSettings.preset('tiny').but(
     size=16, load_size=20, ngf=4, n_blocks=5, ndf=4, n_layers=1, head_dim=8, n_patches=8,
@@ -605,3 +605,18 @@ def test_bf16_keeps_the_heads_in_fp32(folders, tmp_path):
     a, b = read_history(tmp_path/'fp32')['total'], read_history(tmp_path/'bf16')['total']
     assert b[0] == pytest.approx(a[0], rel=.05) and a != b
     assert all(t.dtype == torch.float32 for t in load_file(weights).values())
+
+
+def test_a_network_follows_from_its_name_and_the_seed():
+    "What was drawn before does not count, and what is drawn after does not change."
+    def first(name='D_s', **changes):
+        cfg = SemisupSettings.preset('tiny').but(**changes)
+        return seeded_net(name, cfg, lambda: PatchCritic(2, 6, 2)).model[0].weight
+    for init in ('xavier', 'default'):
+        torch.manual_seed(1)
+        weight = first(init=init)
+        after = torch.rand(3)
+        torch.manual_seed(1)
+        assert torch.rand(3).equal(after) and first(init=init).equal(weight) and weight.shape[:2] == (6, 2)
+        assert not first('D_t', init=init).equal(weight) and not first(init=init, seed=1).equal(weight)
+    assert first(init='xavier').std() < .03 < first(init='default').std()
