@@ -23,7 +23,7 @@ from .priors import load_clip, load_perceptual, load_segmenter
 from .selection import StyleganPairs, score_pairs
 from .overpaint import overpaint_photos
 from .semisup import SemisupSettings, fit_palette, only, train
-from .runs import History, checkpoints
+from .runs import History, Stopped, checkpoints
 from .pretrain import PretrainSettings, pretrain
 from .stylegan import load_stylegan, read_stylegan, save_stylegan
 from .stylize import stylize
@@ -102,7 +102,10 @@ class Kitchen:
         "Train in `work/folder`, or go on with a training that was interrupted there."
         folder = self.work/folder
         resume = any(folder.glob('checkpoints/step-*.safetensors'))
-        return trainer(cfg, *args, run=folder, resume=resume, device=self.device, **kwargs)
+        try: return trainer(cfg, *args, run=folder, resume=resume, device=self.device, **kwargs)
+        except Stopped as e:
+            stopped = str(e).partition(';')[0]                 # the rest names a flag that `bake` has not
+            raise Stopped(f'{stopped}; the state is saved, and the same line goes on with it') from None
 
     def log(self, name:str) -> StepLog: return StepLog(self.work/f'{name}.jsonl')
 

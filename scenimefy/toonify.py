@@ -268,9 +268,12 @@ def _inside(tensors, side) -> Generator:
 
 def _outside(path, side, said) -> Generator:
     "The generator that the header of a file names: it lies beside the file, or in the package."
-    file, _, wanted = str(said).partition(' ')
+    file, _, wanted = str(said or '').partition(' ')
+    if not file: raise ValueError(f'it does not name its {side}')
     beside = path.with_name(file)
-    found = beside if beside.exists() else PACKAGE/file
+    found = beside if beside.is_file() else PACKAGE/file
+    if not found.is_file():
+        raise WeightsError(f'{path}: its {side}, {file}, lies neither beside it nor in the package')
     G = load_stylegan(found)
     if digest(G) != wanted:
         raise WeightsError(f'{path}: its {side} was another generator than {found}; '

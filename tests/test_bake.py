@@ -13,7 +13,7 @@ from scenimefy.bake import (_ABOUT, _GAN, _MEANING, _PHASES, _RECIPES, BakeSetti
                             _pair_scores, translator_scores, _write_card)
 from scenimefy.core import SettingsError, UserError
 from scenimefy.priors import load_clip, load_segmenter
-from scenimefy.runs import _read_lines
+from scenimefy.runs import Stopped, _read_lines
 from scenimefy.pretrain import PretrainSettings
 from scenimefy.stylegan import load_discriminator, load_stylegan, save_stylegan
 from scenimefy.teachers import clip_scores, segmenter_scores
@@ -363,3 +363,11 @@ def test_wrong_names_and_settings(tmp_path):
     with pytest.raises(UserError, match='cake'): bake(['cake'], tmp_path)
     with pytest.raises(SettingsError): BakeSettings(share=2.)
     assert json.loads(BakeSettings().to_json())['share'] == 1.
+
+
+def test_a_recipe_that_is_stopped_names_no_flag_that_bake_has_not(tmp_path):
+    def trainer(cfg, **kwargs): raise Stopped('stopped by SIGINT after step 3 of 9; go on with --resume')
+    with pytest.raises(Stopped) as caught: Kitchen(tmp_path).run(trainer, None, 'x')
+    said = str(caught.value)
+    assert said.startswith('stopped by SIGINT after step 3 of 9; ') and 'the same line' in said
+    assert '--' not in said
