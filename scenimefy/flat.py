@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GRASS', 'STYLES_HERE', 'STYLE_ROWS', 'MEASURES', 'outlines', 'render_flat', 'painted', 'grass_marks', 'outline_depth',
-           'style_folder', 'style_generator', 'style_pairs', 'StyleRuler', 'plan_styles', 'pair_sheet', 'keep_examples',
-           'style_cells']
+           'style_folder', 'style_generator', 'style_pairs', 'painted_pairs', 'StyleRuler', 'plan_styles', 'pair_sheet',
+           'keep_examples', 'style_cells']
 
 # %% ../nbs/12g_flat.ipynb #exp-imports
 import dataclasses, statistics
@@ -196,6 +196,18 @@ def style_pairs(style:str, cfg:AblateSettings, work, steps:int, device:str='cpu'
     folder = Path(work)/f'pairs-{style}-{steps}-{cfg.pairs}'
     return make_pairs(rule, source, load_segmenter('tiny', device), folder).folder
 
+# %% ../nbs/12g_flat.ipynb #exp-painted-pairs
+def painted_pairs(style:str, cfg:AblateSettings, work) -> Path: # of pairs
+    "`cfg.pairs` photos with their true pictures in this style, drawn by the painters."
+    folder = Path(work)/f'painted-{style}-{cfg.pairs}'
+    first = 4_000_000 + 2*cfg.world                   # after the photos and the anime of `style_folder`
+    for k in range(cfg.pairs):
+        for side, look in (('trainA', 'photo'), ('trainB', style)):
+            file = folder/side/f'{k:06d}.png'
+            if file.exists(): continue
+            with atomic_path(file) as tmp: to_image(painted([first + k], _SIDE, look, 'photo')[0]).save(tmp)
+    return folder
+
 # %% ../nbs/12g_flat.ipynb #exp-ruler
 STYLES_HERE = 'anime', 'flat'
 
@@ -230,23 +242,26 @@ class StyleRuler:
 # %% ../nbs/12g_flat.ipynb #exp-plan
 _CONTENT = dict(content='color', lam_content=10.)
 STYLE_ROWS = {'anime': dict(style='anime'), 'flat': dict(style='flat'),
-              'flat + content': dict(style='flat', **_CONTENT)}
+              'flat + content': dict(style='flat', **_CONTENT),
+              'flat, true pairs': dict(style='flat', pairs='the painter')}
 
 def plan_styles(cfg:AblateSettings, work,
                 stage1:int=200,    # steps of Stage 1
                 device:str='cpu'
                ) -> dict:          # arguments of `run_table`
-    "The first style, and the second with and without the content term, in the tone of the photo."
+    "The first style, and the second: as it is, with the content term, with pairs of the painter."
     photos = world_folder(work, cfg.world, _SIDE)/'photos'
     anime = {style: style_folder(style, cfg, work) for style in STYLES_HERE}
     pairs = {style: style_pairs(style, cfg, work, stage1, device) for style in STYLES_HERE}
+    pairs['the painter'] = painted_pairs('flat', cfg, work)
     base = short_translator(cfg.budget).but(tone='style')
     ruler = StyleRuler(cfg.scenes, base.size, cfg.real)
     def run_one(change, seed, folder):
         change = dict(change)
         style = change.pop('style')
+        source = pairs[change.pop('pairs', style)]
         settings = base.but(seed=seed, **change)
-        made = train(settings, photos, anime[style], pairs[style], folder, device=device, start=_START)
+        made = train(settings, photos, anime[style], source, folder, device=device, start=_START)
         return in_parts(load_translator(made).paint, ruler.photo)
     def scale(): return _known(ruler, pairs, base)
     folders = dict(photos=photos, **anime) | {f'pairs {style}': folder for style, folder in pairs.items()}
@@ -260,9 +275,9 @@ def plan_styles(cfg:AblateSettings, work,
 def _known(ruler, pairs, base) -> dict: # {name: measures}
     "What the ruler says to the photos, to their palettes without a network, and to the painters."
     found = {'photos': ruler(ruler.photo)}
-    for style in STYLES_HERE:
-        palette = fit_palette(PairedSet(pairs[style], base.size, base.load_size))
-        found[f'photos in the palette of {style}'] = ruler(map_colors(ruler.photo, palette))
+    for name, folder in pairs.items():
+        palette = fit_palette(PairedSet(folder, base.size, base.load_size))
+        found[f'photos in the palette of {name}'] = ruler(map_colors(ruler.photo, palette))
     return found | {f'true {style}': ruler(ruler.truth[style]) for style in STYLES_HERE}
 
 # %% ../nbs/12g_flat.ipynb #exp-examples

@@ -85,11 +85,11 @@ class MethodRuler:
         drawn = in_parts(paint, self.photo[:4]).clamp(-1, 1)
         drawn = drawn.repeat_interleave(2, -1).repeat_interleave(2, -2)
         shown = self.photos.scenes(paint, self.photos.photos[:3]) if self.photos else []
-        return torch.cat([*[_small(scene) for scene in shown], *drawn], 2)
+        return torch.cat([*[_middle(scene) for scene in shown], *drawn], 2)
 
-def _small(scene) -> Tensor: # (1,3,H,W) → (3,128,192): the middle
+def _middle(scene) -> Tensor: # (1,3,H,W) → (3,128,192): the middle, pixel for pixel
     im, (w, h) = to_image(scene), (192, 128)
-    scale = max(w/im.width, h/im.height)
+    scale = max(1, w/im.width, h/im.height)                 # too small: made larger
     im = im.resize((round(im.width*scale), round(im.height*scale)), Image.Resampling.LANCZOS)
     left, top = (im.width - w)//2, (im.height - h)//2
     return to_model(im.crop((left, top, left + w, top + h)))[0]
