@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .core import SettingsError, atomic_path, opt, pick_device, seeded
+from .core import SettingsError, atomic_path, check_images, opt, pick_device, seeded
 from .losses import lsgan
 from .priors import load_perceptual
 from .runs import (CheckpointError, RunSettings, TrainingRun, descend, frozen, run_training,
@@ -34,18 +34,32 @@ def _side(key:str) -> int: # px
     block = int(found[2])//2 if found[1] == 'convs' else int(found[2])
     return 8*2**block
 
+def _sides(G): # 4, 8, …
+    return [4*2**j for j in range(len(G.to_rgbs) + 1)]
+
+def _check_blend(source, theirs, parts): # parameters of the target by name; {side: degree}
+    if {k: p.shape for k, p in source.named_parameters()} != {k: p.shape for k, p in theirs.items()}:
+        raise SettingsError('the two generators have different layers; '
+                            'only one that was fine-tuned from the other can be blended with it')
+    strange = [side for side in parts if side not in _sides(source)]
+    if strange: raise SettingsError(f'no layer has the side {strange[0]!r}; there are {_sides(source)} px')
+    wrong = [d for d in parts.values() if not 0 <= d <= 1]
+    if wrong: raise SettingsError(f'degree = {wrong[0]} must lie in [0,1]')
+
+
 # %% ../nbs/12e_toonify.ipynb #eq-blend
 @torch.no_grad()
 def blend(source:Generator,
           target:Generator,  # fine-tuned from the source
           degree             # in [0,1], for all layers; or {side in px: degree}, sides left out have 0
          ) -> Generator:     # between the two; nothing in it learns
-    "A generator whose weights lie between those of two."
+    "A generator whose weights lie between those of two; `SettingsError` if they are no partners."
     G, theirs = copy.deepcopy(source).requires_grad_(False), dict(target.named_parameters())
+    parts = degree if isinstance(degree, dict) else {side: degree for side in _sides(source)}
+    _check_blend(source, theirs, parts)
     for key, p in G.named_parameters():
         if key.startswith('style.'): continue        # codes keep their meaning: the mapping is the source's
-        part = degree.get(_side(key), 0.) if isinstance(degree, dict) else degree
-        p.lerp_(theirs[key], part)
+        p.lerp_(theirs[key], parts.get(_side(key), 0.))
     return G
 
 # %% ../nbs/12e_toonify.ipynb #eq-layout
@@ -365,6 +379,7 @@ def toonify(net:Toonifier,
             degree:float=1.   # in [0,1]; 0: a photo again, 1: anime
            ) -> Tensor:       # (B,3,H,W) in [-1,1]
     "Scenes of photos, with as much style as `degree` says."
+    check_images(photos, 'photos')
     if min(photos.shape[2:]) < 8 or any(n % 8 for n in photos.shape[2:]):
         raise ValueError(f'photos are {tuple(photos.shape)}; both sides must be multiples of 8')
     if not 0 <= degree <= 1: raise ValueError(f'degree = {degree} must lie in [0,1]')

@@ -1,6 +1,6 @@
 """VToonify at toy scale: layers blended to the digit, a painter cut in two that is still the painter, steps
 against a slow twin, runs that resume exactly, and files that are refused with a reason."""
-import copy
+import copy, re
 
 import pytest
 import torch
@@ -87,6 +87,17 @@ def test_only_the_named_sides_are_exchanged_and_the_source_stays():
     assert all(v.equal(before[k]) for k, v in source.state_dict().items())
 
 
+@pytest.mark.parametrize('degree, told', [({65: 1.}, '65'), ({'64': 1.}, "'64'"), (7., '7'),
+                                          ({64: -.1}, '-0.1'), (float('nan'), 'nan')])
+def test_blend_refuses_what_would_change_nothing_or_too_much(degree, told):
+    with pytest.raises(SettingsError, match=re.escape(told)): blend(generator('a'), generator('b'), degree)
+
+
+def test_blend_refuses_a_stranger():
+    for sizes in ((64, 32), (32, 64)):
+        with pytest.raises(SettingsError, match='fine-tuned'): blend(*map(generator, 'ab', sizes), .5)
+
+
 # ---- the painter cut in two
 
 @pytest.mark.parametrize('size', [32, 64])
@@ -119,6 +130,10 @@ def test_what_cannot_be_painted_is_refused():
     net = network()
     for h, w in ((60, 64), (64, 4)):
         with pytest.raises(ValueError, match='multiples of 8'): toonify(net, picture('odd', 1, 3, h, w))
+    for shape in ((1, 1, 64, 64), (1, 4, 64, 64), (3, 64, 64)):
+        with pytest.raises(ValueError, match=r'expected float \(B,3,H,W\)'): toonify(net, picture('odd', *shape))
+    for spoil in (lambda x: x*255, lambda x: x*float('nan')):
+        with pytest.raises(ValueError, match='must lie'): toonify(net, spoil(picture('odd', 1, 3, 64, 64)))
     for degree in (-.1, 1.1, float('nan')):
         with pytest.raises(ValueError, match=r'must lie in \[0,1\]'):
             toonify(net, picture('odd', 1, 3, 8, 8), degree)
