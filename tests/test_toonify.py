@@ -131,7 +131,7 @@ def test_what_cannot_be_painted_is_refused():
     for h, w in ((60, 64), (64, 4)):
         with pytest.raises(ValueError, match='multiples of 8'): toonify(net, picture('odd', 1, 3, h, w))
     for shape in ((1, 1, 64, 64), (1, 4, 64, 64), (3, 64, 64)):
-        with pytest.raises(ValueError, match=r'expected float \(B,3,H,W\)'): toonify(net, picture('odd', *shape))
+        with pytest.raises(ValueError, match='expected float'): toonify(net, picture('odd', *shape))
     for spoil in (lambda x: x*255, lambda x: x*float('nan')):
         with pytest.raises(ValueError, match='must lie'): toonify(net, spoil(picture('odd', 1, 3, 64, 64)))
     for degree in (-.1, 1.1, float('nan')):
