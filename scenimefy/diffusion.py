@@ -6,7 +6,7 @@
 __all__ = ['PROMPT', 'DiffusionPairs', 'load_pipeline']
 
 # %% ../nbs/08e_diffusion.ipynb #exp-imports
-import hashlib, textwrap, warnings
+import hashlib, math, textwrap, warnings
 from pathlib import Path
 
 import torch
@@ -29,15 +29,26 @@ def _signed(pipeline) -> str:
 # %% ../nbs/08e_diffusion.ipynb #exp-checks
 PROMPT = 'anime background painting, landscape, clear colors, clean lines'
 
-def _check_strength(strength, steps):
+def _check_numbers(strength, guidance, steps, size):
     if not 0 < strength <= 1:
         raise SettingsError(f'strength = {strength} must lie above 0 and be at most 1')
+    if not math.isfinite(guidance): raise SettingsError(f'guidance = {guidance} must be a finite number')
+    if not isinstance(steps, int): raise SettingsError(f'steps = {steps} must be a whole number')
     if int(steps*strength) < 1:
         raise SettingsError(f'strength = {strength} leaves none of {steps} steps to run; raise one of them')
+    if size is not None and (size < 32 or size % 32):
+        raise SettingsError(f'size = {size} px must be a multiple of 32')
 
 def _trained_size(pipeline) -> int: # px; 512 if it does not say
-    side = getattr(getattr(getattr(pipeline, 'unet', None), 'config', None), 'sample_size', None)
+    net = getattr(pipeline, 'unet', None) or getattr(pipeline, 'transformer', None)
+    side = getattr(getattr(net, 'config', None), 'sample_size', None)
     return side*pipeline.vae_scale_factor if isinstance(side, int) else 512
+
+def _painted(made, photo) -> Tensor: # in [-1,1], as large as the photos
+    anime = made.images.float()*2 - 1
+    if anime.shape == photo.shape: return anime
+    raise UserError(f'this model makes pictures {tuple(anime.shape)} of photos {tuple(photo.shape)}; '
+                    'a pair needs equal sides, try another size')
 
 # %% ../nbs/08e_diffusion.ipynb #exp-pairs
 class DiffusionPairs:
@@ -51,7 +62,7 @@ class DiffusionPairs:
                  steps:int=50,            # of a picture from nothing; `strength` of them are run
                  size:int=None,           # px, a multiple of 32; None: what the model was trained at
                  device:str='auto'):      # for `load_pipeline`
-        _check_strength(strength, steps)
+        _check_numbers(strength, guidance, steps, size)
         self.files = find_images(photos)
         self.shelf = Shelf('photos', [(file,) for file in self.files])   # a broken file is reported, once
         named = isinstance(pipeline, (str, Path))
@@ -73,7 +84,7 @@ class DiffusionPairs:
         photo = torch.stack([self._window(int(s), g) for s, g in zip(seeds, dice)])
         made = self.pipeline(prompt=[self.prompt]*len(dice), image=(photo + 1)/2, generator=dice,
                              output_type='pt', **self.how)
-        anime = made.images.float()*2 - 1
+        anime = _painted(made, photo)
         for k, flagged in enumerate(getattr(made, 'nsfw_content_detected', None) or []):
             if not flagged: continue
             warnings.warn(f'left out: the safety checker of the model flagged pair {seeds[k]}')

@@ -173,11 +173,11 @@ class AnimeGANv2(nn.Module):
 # %% ../nbs/11e_rivals.ipynb #exp-grow
 def _grow(x:Tensor,       # (B,C,H,W)
           multiple:int    # what the sides must be multiples of
-         ) -> Tensor:     # (B,C,⌈H⌉,⌈W⌉)
+         ) -> Tensor:     # (B,C,⌈H⌉,⌈W⌉), at least 8
     "`x`, longer to the right and downwards: mirrored, or its last line repeated where it is too short."
     for edge, n in ((1, x.shape[3]), (3, x.shape[2])):
         more = [0, 0, 0, 0]
-        more[edge] = -n % multiple
+        more[edge] = max(8, -(-n//multiple)*multiple) - n
         x = F.pad(x, more, mode='reflect' if more[edge] < n else 'replicate')
     return x
 
@@ -368,6 +368,10 @@ def _paint(rival, photos, folder, progress) -> int: # {name: photo} → how many
     record, key, painted = folder.parent/f'{folder.name}.jsonl', _key(rival), 0
     def row(name): return json.dumps([name, sha256_of(photos[name]), *key, sha256_of(folder/f'{name}.png')])
     known = set(record.read_text(encoding='utf8').splitlines()) if record.exists() else set()
+    for scene in folder.glob('**/*.png'):       # our scene of a photo that is gone would have no partner
+        name = scene.relative_to(folder).with_suffix('').as_posix()
+        ours = any(line.startswith(f'[{json.dumps(name)}, ') for line in known)
+        if ours and name not in photos: scene.unlink()
     for name, photo in tqdm(photos.items(), desc=folder.name, disable=not progress):
         scene = folder/f'{name}.png'
         if scene.exists() and row(name) in known: continue

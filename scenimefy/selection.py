@@ -99,7 +99,8 @@ def digest(net) -> str:
     h = hashlib.blake2b(digest_size=8)
     for name, t in net.state_dict().items():
         h.update(name.encode())
-        h.update(t.detach().cpu().contiguous().numpy().tobytes())
+        flat = t.detach().cpu().contiguous().view(-1)
+        h.update(flat.view(torch.uint8).numpy().tobytes())      # as bytes: NumPy knows no bfloat16
     return h.hexdigest()
 
 # %% ../nbs/08_selection.ipynb #exp-stylegan

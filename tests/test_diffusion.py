@@ -93,9 +93,29 @@ def test_signature_sees_names_order_and_contents(tmp_path):
 
 @pytest.mark.parametrize('how, said', [(dict(strength=0), 'above 0'), (dict(strength=1.5), 'at most 1'),
                                        (dict(strength=float('nan')), 'above 0'),
-                                       (dict(strength=.01), 'none of 50 steps')])
-def test_strengths_that_are_none(photos, how, said):
-    with pytest.raises(SettingsError, match=said): pairs_of(photos, **how)
+                                       (dict(strength=.01), 'none of 50 steps'),
+                                       (dict(steps=0), 'none of 0 steps'), (dict(steps=10.5), 'whole number'),
+                                       (dict(guidance=float('nan')), 'finite'),
+                                       *((dict(size=n), 'multiple of 32') for n in (0, 100, -32))])
+def test_numbers_that_make_no_sense(photos, how, said):
+    with pytest.raises(SettingsError, match=said): DiffusionPairs(photos, Painter(), **how)
+
+
+def test_the_size_that_the_model_was_trained_at(photos):
+    def side(**parts):
+        model = Painter()
+        vars(model).update(parts)
+        return DiffusionPairs(photos, model).cut.size
+    def net(side): return SimpleNamespace(config=SimpleNamespace(sample_size=side))
+    assert side() == side(unet=net([64, 96]), vae_scale_factor=8) == 512             # it does not say
+    assert side(unet=net(96), vae_scale_factor=8) == 768
+    assert side(transformer=net(128), vae_scale_factor=8) == 1024
+
+
+def test_scenes_of_another_size_are_refused(photos):
+    def smaller(image, **how): return SimpleNamespace(images=image[..., :56, :56])
+    with pytest.raises(UserError, match=r'makes pictures \(1, 3, 56, 56\) of photos \(1, 3, 64, 64\)'):
+        pairs_of(photos, smaller).pairs([0])
 
 
 def test_a_flagged_picture_is_left_out_and_said(photos, tmp_path):
@@ -259,6 +279,11 @@ def test_every_weight_is_signed(model, photos):
     pipeline = load_pipeline(model, 'cpu')
     pipeline.scheduler.register_to_config(beta_end=.02)
     assert DiffusionPairs(photos, pipeline, steps=6).about != source.about
+
+
+def test_a_model_in_bfloat16_makes_pairs(model, photos):
+    photo, anime = DiffusionPairs(photos, load_pipeline(model, 'cpu').to(torch.bfloat16), steps=4).pairs([0])
+    assert photo.shape == anime.shape and anime.isfinite().all() and anime.dtype == torch.float32
 
 
 def test_the_checker_of_the_model_is_obeyed(model, photos, monkeypatch):

@@ -2,6 +2,7 @@
 tensors of the file and torch.nn.functional alone."""
 import json
 import os
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -183,6 +184,19 @@ def test_a_published_file_paints_what_its_network_paints(tmp_path, kind):
     scenes = rival(photo)
     assert rival.kind == kind and scenes.shape == photo.shape and expected.std() > .05
     assert (scenes - expected).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize('sides', [(1, 1), (3, 4), (4, 40), (8, 7)], ids=str)
+def test_photos_of_a_few_pixels(tmp_path, sides):
+    state, photo = filled(cartoon_layout(2)), noise(1, 3, *sides)
+    torch.save(state, tmp_path/'net.pth')
+    x = photo.numpy()
+    for axis, side in ((3, sides[1]), (2, sides[0])):            # to 8 pixels at least, then as ever
+        more = max(8, side + -side % 4) - side
+        edges = [(0, more if k == axis else 0) for k in range(4)]
+        x = np.pad(x, edges, 'reflect' if more < side else 'edge')
+    expected = cartoon_by_hand(state, torch.from_numpy(x[:, ::-1].copy()))[..., :sides[0], :sides[1]].flip(1)
+    assert (load_rival(tmp_path/'net.pth', 'cpu')(photo) - expected).abs().max() < 2e-3
 
 
 def test_cut_is_our_own_generator(tmp_path):
@@ -454,6 +468,24 @@ def test_scenes_are_painted_once(world, tmp_path):
     last = record.read_text().splitlines()[-4:]
     record.write_text('\n'.join(last)[:-9])                                     # killed while it was written
     assert again() == 1 and again() <= 1 and again() == 0
+
+
+def test_the_scene_of_a_photo_that_is_gone_goes_too(world, tmp_path):
+    photos, scenes = tmp_path/'photos', tmp_path/'out'/'scenes'/'a'
+    shutil.copytree(world/'photos', photos)
+    def names(folder): return sorted(p.relative_to(folder).as_posix() for p in folder.rglob('*.png'))
+    def again():
+        methods = {'a': world/'white.pth'}
+        paint_methods(methods, world/'anime', photos, tmp_path/'out', 'cpu', say=str)
+    again()
+    (photos/'deep'/'3.v1.png').unlink()
+    (photos/'0.v1.png').rename(photos/'new.png')
+    (scenes/'not ours.png').write_bytes(b'')
+    again()
+    assert names(scenes) == sorted([*names(photos), 'not ours.png'])
+    shutil.copy(world/'photos'/'0.v1.png', photos)                                  # and back again
+    again()
+    assert names(scenes) == ['0.v1.png', '2.v1.png', 'deep/1.v1.png', 'new.png', 'not ours.png']
 
 
 def test_what_is_wrong_is_said_before_anything_is_painted(world, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 "Pairs: the formulas against slow ones, the same pair in every batch, a folder that survives everything."
+import hashlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from PIL import Image
 import scenimefy.selection as selection
 from scenimefy.core import SettingsError, UserError, seeded, to_array, to_image
 from scenimefy.data import PairedSet, match_pairs
+from scenimefy.priors import load_clip
 from scenimefy.runs import Stopped
 from scenimefy.report import write_report
 from scenimefy.selection import (FolderPairs, SelectSettings, StyleganPairs, WorldPairs, agreement,
@@ -476,6 +478,18 @@ def test_digest_sees_every_weight():
     before = digest(a)
     with torch.no_grad(): a.convs[0].noise.weight.add_(1e-6)
     assert digest(a) != before and digest(Colors()) == 'Colors'
+
+
+def test_digests_stay_and_every_precision_has_one():
+    table = Path(selection.__file__).parent/'results'/'table4.json'
+    assert digest(load_clip('tiny')) in table.read_text()                 # written long ago
+    net = torch.nn.Linear(2, 1)
+    with torch.no_grad(): net.weight[:], net.bias[:] = torch.tensor([[1., -2.]]), 3.
+    one, two, three = '0000803f', '000000c0', '00004040'                  # 1, -2 and 3 in float32, by hand
+    expected = b'weight' + bytes.fromhex(one + two) + b'bias' + bytes.fromhex(three)
+    assert digest(net) == hashlib.blake2b(expected, digest_size=8).hexdigest()
+    expected = b'weight' + bytes.fromhex('803f' + '00c0') + b'bias' + bytes.fromhex('4040')   # upper halves
+    assert digest(net.bfloat16()) == hashlib.blake2b(expected, digest_size=8).hexdigest()
 
 
 def test_progress_is_told(tmp_path):
