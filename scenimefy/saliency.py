@@ -48,7 +48,7 @@ def smoothed(images:Tensor,  # (B,C,H,W)
              radius:int,     # of a window, in px
              eps:float=.2    # variance at which half of a change stays
             ) -> Tensor:     # (B,C,H,W)
-    "The guided filter, guided by the picture itself: small changes go, large ones stay."
+    "The guided filter, guided by the picture itself: windows of a variance far below `eps` are averaged."
     def mean(t): return F.avg_pool2d(t, 2*radius + 1, 1, radius, count_include_pad=False)
     m = mean(images)
     variance = (mean(images.square()) - m.square()).clamp(min=0)
@@ -153,7 +153,7 @@ class SaliencyRun(BaselineRun):
 
 # %% ../nbs/12d_saliency.ipynb #eq-step
 def ctss_step(r, batch, w):
-    "A critic of pictures and one of salient patches; content, colors and calm for the translator."
+    "A critic of pictures and one of salient patches; content, colors and smoothness for the translator."
     x, y, _, _ = batch
     goal, log = r.goal(x), {}
     fake = r.paint(x, goal)

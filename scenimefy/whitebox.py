@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .baselines import (BaselineRun, BaselineSettings, feature_l1, gray, total_variation)
 from .brush import gaussian
-from .core import opt, seeded
+from .core import check_images, opt, seeded
 from .losses import lsgan
 from .runs import frozen
 from .semisup import make_optimizers, only, seeded_net
@@ -49,7 +49,8 @@ def guided_filter(guide:Tensor,    # (B,C,H,W) in [-1,1]
 def surface(images:Tensor # (B,3,H,W) in [-1,1]
            ) -> Tensor:   # (B,3,H,W)
     "The soft areas of a picture: filtered, guided by itself."
-    return guided_filter(images, images, radius=2, eps=.2)
+    radius = max(1, round(2*images.shape[-1]/64))     # 2 px at 64 px
+    return guided_filter(images, images, radius, eps=.2)
 
 # %% ../nbs/12c_whitebox.ipynb #exp-pieces
 class Pieces:
@@ -87,7 +88,7 @@ def superpixels(image:Tensor,     # (C,H,W) in [-1,1]
                 smallest:int=12,  # px that a piece has at least
                 sigma:float=.8    # px: blur before; 0: none
                ) -> Tensor:       # (H,W): the number of each pixel's piece, from 0 on
-    "Pieces of similar color, by the rule of Felzenszwalb and Huttenlocher."
+    "Pieces of similar color, by the rule of Felzenszwalb and Huttenlocher; the defaults are for 64 px."
     if sigma: image = gaussian(image[None], sigma)[0]
     pairs, pieces = _neighbors(image), Pieces(image[0].numel())
     def limit(i): return pieces.inner[i] + scale/pieces.size[i]
@@ -128,7 +129,9 @@ def structure(images:Tensor,     # (B,3,H,W) in [-1,1]; values outside are clamp
               power:float=1.2    # above 1: against haze
              ) -> Tensor:        # (B,3,H,W) in [-1,1]
     "Pictures as a few flat pieces. No gradient passes: which pixels belong together has none."
-    found = [color_pieces(image, superpixels(image)) for image in images.clamp(-1, 1).float().cpu()]
+    smallest = round(12*images[0, 0].numel()/64**2)   # 12 px of a picture of 64×64 px
+    found = [color_pieces(image, superpixels(image, smallest=smallest))
+             for image in images.clamp(-1, 1).float().cpu()]
     return (2*((torch.stack(found) + 1)/2)**power - 1).to(images)
 
 # %% ../nbs/12c_whitebox.ipynb #eq-texture
@@ -156,8 +159,8 @@ class WhiteboxSettings(BaselineSettings):
     lam_surface:   float = opt(.5, 'adversarial term on surfaces', 'ours: its released code has 0.1', lo=0.)
     lam_texture:   float = opt(3., 'adversarial term on textures', 'ours: its released code has 1', lo=0.)
     lam_structure: float = opt(.5, 'features of the output against those of its structure',
-                               'ours: its released code has 200, for VGG-19', lo=0.)
-    lam_tv:        float = opt(1., 'total variation', 'ours: its released code has 10000, per pixel', lo=0.)
+                               'ours: its released code has 200/(h·w·c), for VGG-19', lo=0.)
+    lam_tv:        float = opt(1., 'total variation', 'ours: its released code has 10000/(3·h·w)', lo=0.)
     power:         float = opt(1., 'exponent of the colors in the structure',
                                'ours: Wang and Yu have 1.2; here the tone is given', lo=.1, hi=10.)
 
@@ -201,9 +204,12 @@ def whitebox_step(r, batch, w):
 # %% ../nbs/12c_whitebox.ipynb #exp-paint
 @torch.no_grad()
 def whitebox_paint(net,               # a translator, of `load_translator`
-                   photos:Tensor,     # (B,3,H,W) in [-1,1]
+                   photos:Tensor,     # (B,3,H,W) in [-1,1], sides multiples of 4
                    amount:float=1.    # of the filter: 0 shows the network's own scene
                   ) -> Tensor:        # (B,3,H,W) in [-1,1]
     "Scenes as White-box shows them: filtered, with the photo as guide."
+    check_images(photos, 'photos')
+    if any(n % 4 for n in photos.shape[2:]):
+        raise ValueError(f'photos are {tuple(photos.shape)}; both sides must be multiples of 4')
     scene = net.paint(photos)
     return scene.lerp(guided_filter(photos, scene), amount).clamp(-1, 1)

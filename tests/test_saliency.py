@@ -137,6 +137,12 @@ def test_a_planted_order_is_found_over_the_whole_mini_batch():
         assert [tuple(p) for p in most_salient(maps, 8, 8, n).tolist()] == list(spots)[:n]
 
 
+@pytest.mark.parametrize('size', [64, 96, 128, 256, 512])
+def test_a_translation_has_nine_windows_at_any_size(size):
+    side = S._side(SMALL.but(size=size, load_size=size))
+    assert len(most_salient(torch.zeros(1, 1, size, size), side, round(S._HOP_FAKE*side), 99)) == 9
+
+
 def test_one_lively_picture_may_take_all_patches():
     x = torch.zeros(3, 3, 32, 32)
     x[1] = noise('lively', 3, 32, 32)

@@ -9,12 +9,14 @@ import torch
 import scenimefy.whitebox as W
 from scenimefy.baselines import total_variation
 from scenimefy.core import SettingsError, seeded
-from scenimefy.painters import write_world
+from scenimefy.painters import render, write_world
+from scenimefy.priors import load_clip
 from scenimefy.runs import checkpoints, read_checkpoint, run_training
 from scenimefy.translator import give_tone, load_translator, map_colors
 from scenimefy.whitebox import (WHITEBOX, Pieces, WhiteboxRun, WhiteboxSettings, box, color_pieces,
                                 draw_shift, guided_filter, piece_color, structure, superpixels, surface,
                                 texture, whitebox_paint, whitebox_step, whitebox_weights)
+from scenimefy.world import HELD_OUT, scenes
 from tape import Tape
 
 SMALL = WhiteboxSettings.preset('tiny').but(
@@ -98,6 +100,12 @@ def test_an_edge_of_the_guide_stays_an_edge():
     torch.testing.assert_close(guided_filter(edge, edge, 2, 1e-4), edge, atol=2e-3, rtol=0)
     without = guided_filter(torch.zeros_like(edge), edge, 2, 1e-4)           # a guide that knows of no edge
     assert (without - edge).abs().max() > .3
+
+
+@pytest.mark.parametrize('side, radius', [(8, 1), (32, 1), (64, 2), (128, 4), (256, 8)])
+def test_the_windows_of_a_surface_grow_with_the_picture(side, radius):
+    x = noise('surface', 1, 3, side, side)
+    assert torch.equal(surface(x), guided_filter(x, x, radius, .2))
 
 
 def test_gradients_against_finite_differences():
@@ -214,11 +222,31 @@ def test_structure_is_flat_and_its_power_darkens():
     x = noise('structure', 2, 3, 24, 24)
     plain = structure(x, 1.)
     for image, original in zip(plain, x):
-        pieces = superpixels(original)
+        pieces = superpixels(original, smallest=2)                  # 12 of 64 px: 1.7 of 24 px
         for k in range(pieces.max() + 1): assert image[:, pieces == k].std(1, correction=0).max() < 1e-6
     torch.testing.assert_close(structure(x), 2*((plain + 1)/2)**1.2 - 1)
     assert structure(3*x).isfinite().all() and structure(3*x).abs().max() <= 1
     assert not structure(x.requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize('side, smallest', [(64, 12), (128, 48)])
+def test_the_smallest_piece_grows_with_the_picture(side, smallest):
+    x = .1*noise('smallest', 3, side, side)
+    assert superpixels(x).max() > superpixels(x, smallest=48).max()
+    colors = color_pieces(x, superpixels(x, smallest=smallest))
+    torch.testing.assert_close(structure(x[None], 1.)[0], colors, atol=1e-6, rtol=0)
+
+
+def test_squares_cost_what_the_solution_of_the_exercise_says():
+    tokens, paid = load_clip('tiny').tokens, []
+    for first, n in ((40_000, 6), (40_100, 16)):
+        drawn = scenes(range(HELD_OUT + first, HELD_OUT + first + n), 'photo')
+        for style in ('photo', 'anime'):
+            images = render(drawn, 64, style)
+            squares = images.unflatten(2, (16, 4)).unflatten(4, (16, 4)).mean((3, 5), keepdim=True)
+            squares = squares.expand(-1, -1, -1, 4, -1, 4).reshape(images.shape)
+            paid.append(round((tokens(images) - tokens(squares)).abs().mean().item(), 3))
+    assert paid == [.369, .347, .401, .401]
 
 
 # ---- texture and variation
@@ -259,7 +287,7 @@ def test_a_step_says_what_a_slow_twin_says(world, tmp_path, tone):
             goal = map_colors(x, nets.palette)
             fake = give_tone(fake, goal)
         fake = guided_filter(x, fake, 1, .01)
-        views = {'D_s': lambda i: guided_filter(i, i, 2, .2), 'D_t': lambda i: texture(i, shift)}
+        views = {'D_s': lambda i: guided_filter(i, i, 1, .2), 'D_t': lambda i: texture(i, shift)}
         for name, view in views.items():
             critic = getattr(nets, name)
             d = .5*((critic(view(y)) - 1).square().mean() + critic(view(fake)).square().mean())
@@ -393,6 +421,26 @@ def test_painting_is_filtered_by_the_photo():
     torch.testing.assert_close(none, scene.clamp(-1, 1))
     torch.testing.assert_close(half, ((scene + guided_filter(x, scene, 1, .01))/2).clamp(-1, 1))
     assert not full.requires_grad
+
+
+@pytest.mark.parametrize('shape', [(1, 3, 61, 63), (1, 3, 64, 62), (1, 3, 6, 8)])
+def test_painting_refuses_sides_that_the_network_would_change(shape):
+    net = load_translator('copy')
+    with pytest.raises(ValueError, match='multiples of 4'): whitebox_paint(net, noise('odd', *shape))
+
+
+@pytest.mark.parametrize('spoil, told', [
+    (lambda x: 127.5*x + 127.5, r'must lie in \[-1,1\]'), (lambda x: x*float('nan'), 'must lie'),
+    (lambda x: x[0], r'expected float \(B,3,H,W\)'), (lambda x: x[:, :1], 'expected float'),
+    (lambda x: x.to(torch.uint8), 'expected float')])
+def test_painting_refuses_what_is_no_photo(spoil, told):
+    net, photos = load_translator('copy'), spoil(noise('odd', 1, 3, 64, 64))
+    with pytest.raises(ValueError, match=told): whitebox_paint(net, photos)
+
+
+def test_weights_of_the_released_code_at_256_px():
+    assert round(200/(32*32*512), 4) == .0004        # conv4_4 has an eighth of the side and 512 channels
+    assert round(10_000/(3*256*256), 2) == .05
 
 
 def test_refusals(world, tmp_path):
