@@ -201,6 +201,32 @@ def test_both_styles_are_trained_on_the_same_scenes(tmp_path):
         assert (stored - drawn).abs().max() <= 1.01/127.5
 
 
+def test_pairs_of_the_painters_show_one_scene(tmp_path):
+    cfg = AblateSettings().but(world=4, pairs=4)
+    folder = F.painted_pairs('flat', cfg, tmp_path)
+    for k in range(4):
+        s = scenes([4_000_000 + 2*4 + k], 'photo')
+        for side, drawn in (('trainA', render(s, 96, 'photo')), ('trainB', F.render_flat(s, 96))):
+            stored = to_model(Image.open(folder/side/f'{k:06d}.png'))
+            assert (stored - drawn).abs().max() <= 1.01/127.5
+    assert len(list(folder.rglob('*.png'))) == 8
+
+
+def test_each_row_is_given_its_pictures_and_its_pairs(tmp_path, monkeypatch):
+    asked = {}
+    def trained(cfg, photos, anime, pairs, folder, **rest):
+        asked[folder.name] = (anime.name, pairs.name, cfg.content)
+        return 'copy'
+    monkeypatch.setattr(F, 'train', trained)
+    monkeypatch.setattr(F, 'style_pairs', lambda style, cfg, work, *rest: tmp_path/f'made {style}')
+    monkeypatch.setattr(F, 'folder_digest', lambda folder: 'x')
+    plan = F.plan_styles(AblateSettings().but(world=4, pairs=4, scenes=8, real=8), tmp_path, 2)
+    for row, change in F.STYLE_ROWS.items(): plan['run_one'](change, 0, tmp_path/row)
+    assert asked == {'anime': ('anime', 'made anime', 'none'), 'flat': ('flat-4', 'made flat', 'none'),
+                     'flat + content': ('flat-4', 'made flat', 'color'),
+                     'flat, true pairs': ('flat-4', 'painted-flat-4', 'none')}
+
+
 # ---- what is kept
 
 def test_results_are_those_of_the_rows():

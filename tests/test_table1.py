@@ -1,5 +1,6 @@
 """Table 1: rows that reach their methods, and photographs that are measured as the page says."""
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 import scenimefy.table1 as T
 from scenimefy import semisup
-from scenimefy.ablate import AblateSettings, Ruler
+from scenimefy.ablate import AblateSettings, Ruler, bundled_results, read_table
 from scenimefy.baselines import RECIPES, BaselineSettings, color_statistics
 from scenimefy.core import SettingsError, UserError, seeded, to_image
 from scenimefy.data import Transform
@@ -20,6 +21,7 @@ from scenimefy.table1 import (PUBLISHED_1, TABLE_1, MethodRuler, PhotoRuler, com
 from scenimefy.translator import ResnetGenerator
 from scenimefy.whitebox import guided_filter
 
+ROOT = Path(__file__).resolve().parents[1]
 SMALL = BaselineSettings.preset('tiny').but(
     size=32, load_size=32, ngf=4, n_blocks=5, ndf=4, head_dim=8, n_patches=16, epochs=2, epoch_steps=2,
     log_every=1, sample_every=4, save_every=2)
@@ -172,6 +174,22 @@ def test_a_method_is_measured_on_both_and_shown_with_three_photographs(photograp
     picture = both.picture(lambda x: x)
     assert picture.shape == (3, 128, 3*192 + 512)
     assert torch.equal(picture[:, ::2, 576::2], torch.cat(list(world.photo[:4]), 2))
+    first = torch.from_numpy(np.array(T._measured_size(Image.open(photographs/'0.png')))).permute(2, 0, 1)
+    middle = first[:, 120:248, 160:352]/127.5 - 1            # of 512×368 px, not made smaller
+    torch.testing.assert_close(picture[:, :, :192], middle, atol=.005, rtol=0)
+
+
+def test_the_call_in_the_lesson_makes_the_table_that_is_kept():
+    cells = json.loads((ROOT/'nbs'/'12f_table1.ipynb').read_text(encoding='utf8'))['cells']
+    source = {c['id']: ''.join(c['source']) for c in cells}
+    table = read_table(bundled_results()/'table1.json')
+    steps = table['about']['settings']['epochs']*table['about']['settings']['epoch_steps']
+    seeds = {r['seed'] for r in table['runs'].values()}
+    assert f'seeds={len(seeds)}, budget={steps}' in source['slow-table'] and seeds == set(range(len(seeds)))
+    assert f'--seeds {len(seeds)} --budget {steps} ' in source['slow-table-md']
+    assert f"{table['about']['photographs']} in all" in source['photos-read-md']
+    for rows in (table['rows'], TABLE_1): assert json.loads(json.dumps(rows)) == table['rows']
+    assert all(r['found'] for r in table['runs'].values())
 
 
 def test_a_row_that_nobody_knows_is_refused(tmp_path):
