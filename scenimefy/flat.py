@@ -235,7 +235,7 @@ class StyleRuler:
         found |= dict(ink=outline_depth(images, self.lab))
         return found | dict(agreement=(self.classes(images) == self.seen).float().mean().item())
 
-    def grassy(self, n:int=4) -> list: # numbers of the photos with most grass by day
+    def grassy(self, n:int=4) -> list: # numbers of the photos with most grass
         share = (self.lab == GRASS).float().mean((1, 2))
         return share.argsort(descending=True, stable=True)[:n].tolist()
 
