@@ -370,8 +370,8 @@ def _paint(rival, photos, folder, progress) -> int: # {name: photo} → how many
     known = set(record.read_text(encoding='utf8').splitlines()) if record.exists() else set()
     for scene in folder.glob('**/*.png'):       # our scene of a photo that is gone would have no partner
         name = scene.relative_to(folder).with_suffix('').as_posix()
-        ours = any(line.startswith(f'[{json.dumps(name)}, ') for line in known)
-        if ours and name not in photos: scene.unlink()
+        if name in photos: continue
+        if any(line.startswith(f'[{json.dumps(name)}, ') for line in known): scene.unlink()
     for name, photo in tqdm(photos.items(), desc=folder.name, disable=not progress):
         scene = folder/f'{name}.png'
         if scene.exists() and row(name) in known: continue

@@ -169,6 +169,7 @@ def plan_1(cfg:AblateSettings, work, device:str='cpu',
            photos=None      # folder of photographs to measure with, besides the drawn ones
           ) -> dict:        # arguments of `ablate.run_table`
     "Table 1 on the tiny world: every method from one copy, with data, steps, tone, measures of Table 4."
+    if photos: find_images(photos)               # a mistyped folder is told before anything is drawn
     world, pairs = world_folder(work, cfg.world, 192), pair_folders(cfg, work, device)['pairs']
     base = short_translator(cfg.budget).but(tone='style')
     drawn = world_ruler(cfg.scenes, base.size, cfg.real)

@@ -46,7 +46,6 @@ def _check_blend(source, theirs, parts): # parameters of the target by name; {si
     wrong = [d for d in parts.values() if not 0 <= d <= 1]
     if wrong: raise SettingsError(f'degree = {wrong[0]} must lie in [0,1]')
 
-
 # %% ../nbs/12e_toonify.ipynb #eq-blend
 @torch.no_grad()
 def blend(source:Generator,

@@ -195,3 +195,9 @@ def test_the_call_in_the_lesson_makes_the_table_that_is_kept():
 def test_a_row_that_nobody_knows_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="table 1 has no row 'CartonGAN'"):
         compare_methods(tmp_path, rows=['CartonGAN'])
+
+
+def test_a_mistyped_folder_of_photographs_is_told_before_anything_is_drawn(tmp_path):
+    with pytest.raises(UserError, match='no such file or folder'):
+        compare_methods(tmp_path/'out', photos=tmp_path/'nobody')
+    assert not (tmp_path/'out').exists()
